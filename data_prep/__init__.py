@@ -1,0 +1,1 @@
+"""From public sources to training manifests: one module per source."""

@@ -1,0 +1,91 @@
+"""``longvid``: argument parsing only. Each command lives in ``longvid_train.commands`` and is imported when it is called."""
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from longvid_train import __version__
+from longvid_train.errors import UserError, nearest
+
+EXIT_FAILURE = 1
+EXIT_USER_ERROR = 2
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: the module that runs it and the line ``longvid --help`` shows."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "fit": Command("lightning", "train a stage from a config (LightningCLI)"),
+    "validate": Command("lightning", "run the held-out set of a config (LightningCLI)"),
+    "test": Command("lightning", "run the test set of a config (LightningCLI)"),
+    "predict": Command("lightning", "run prediction of a config (LightningCLI)"),
+    "frames": Command("frames", "write the frames the model would see as PNGs"),
+    "ask": Command("ask", "ask a question about a video or an image"),
+    "world": Command("world", "render synthetic episodes with known answers"),
+    "report": Command("report", "write the HTML report of a three-stage run"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, 2 for a user's mistake, 1 for a failure."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+    try:
+        return _dispatch(words)
+    except UserError as error:
+        if debug:
+            raise
+        print(f"longvid: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except BrokenPipeError:
+        return EXIT_FAILURE
+    except KeyboardInterrupt:
+        print("longvid: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:  # noqa: BLE001 - the outermost frame: one line for the user, the traceback with --debug
+        if debug:
+            raise
+        print(f"longvid: {type(error).__name__}: {error} (run again with --debug for the traceback)", file=sys.stderr)
+        return EXIT_FAILURE
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if words else EXIT_USER_ERROR
+    if words[0] == "--version":
+        print(f"longvid-train {__version__}")
+        return 0
+    name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        raise UserError(f"'{name}' is not a command{nearest(name, list(COMMANDS))} Run 'longvid --help' for the list.")
+    module = importlib.import_module(f"longvid_train.commands.{COMMANDS[name].module}")
+    if COMMANDS[name].module == "lightning":
+        return int(module.run(name, rest))
+    parser = argparse.ArgumentParser(
+        prog=f"longvid {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    return int(module.run(parser.parse_args(rest)))
+
+
+def _usage() -> str:
+    width = max(len(name) for name in COMMANDS)
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(["usage: longvid COMMAND [ARGUMENTS] [--debug]", "", *lines, "", "longvid COMMAND --help shows an example."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

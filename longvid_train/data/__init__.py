@@ -1,0 +1,1 @@
+"""Manifests, chat templates, datasets and data modules."""

@@ -1,0 +1,1 @@
+"""Token plans: pure integers, no tensors of features."""

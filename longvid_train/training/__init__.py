@@ -1,0 +1,1 @@
+"""Stages, the LightningModule, callbacks."""
