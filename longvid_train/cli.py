@@ -84,7 +84,9 @@ def _dispatch(words: list[str]) -> int:
 def _usage() -> str:
     width = max(len(name) for name in COMMANDS)
     lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(["usage: longvid COMMAND [ARGUMENTS] [--debug]", "", *lines, "", "longvid COMMAND --help shows an example."])
+    return "\n".join(
+        ["usage: longvid COMMAND [ARGUMENTS] [--debug]", "", *lines, "", "longvid COMMAND --help shows an example."]
+    )
 
 
 if __name__ == "__main__":
