@@ -1,0 +1,68 @@
+"""SubRip (.srt) files: numbered blocks of a time line and text, separated by blank lines."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from longvid_train.errors import UserError
+
+if TYPE_CHECKING:
+    from longvid_train.types import Subtitle
+
+_TIME = r"(\d{2,}):([0-5]\d):([0-5]\d)[,.](\d{3})"
+_TIME_LINE = re.compile(rf"^{_TIME} +--> +{_TIME}(?: +.*)?$")
+
+
+def read_subtitles(path: str | Path) -> "list[Subtitle]":
+    """Read an ``.srt`` file: UTF-8, a byte-order mark allowed.
+
+    Returns:
+        The subtitles in the order of their start, text lines joined by a newline.
+
+    Raises:
+        UserError: the file cannot be read or a block is broken; the message holds ``file:line``.
+    """
+    from longvid_train.types import Subtitle  # imports torch, which the isolated process must not
+
+    lines = _lines(Path(path))
+    subtitles: list[Subtitle] = []
+    at = 0
+    while at < len(lines):
+        if not lines[at].strip():
+            at += 1
+            continue
+        start_s, end_s = _times(path, lines, at)
+        text_end = at + 2
+        while text_end < len(lines) and lines[text_end].strip():
+            text_end += 1
+        text = "\n".join(line.strip() for line in lines[at + 2 : text_end])
+        subtitles.append(Subtitle(start_s, end_s, text))
+        at = text_end
+    return sorted(subtitles, key=lambda subtitle: subtitle.start_s)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: byte {error.start} is not UTF-8; convert the subtitles to UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _times(path: str | Path, lines: list[str], at: int) -> tuple[float, float]:
+    if not lines[at].strip().isdecimal():
+        raise UserError(f"{path}:{at + 1}: '{lines[at].strip()}' is not a subtitle number; a block starts with one")
+    match = _TIME_LINE.match(lines[at + 1].strip()) if at + 1 < len(lines) else None
+    if match is None:
+        raise UserError(f"{path}:{at + 2}: expected 'HH:MM:SS,mmm --> HH:MM:SS,mmm' after the subtitle number")
+    numbers = [int(group) for group in match.groups()]
+    start_s, end_s = _seconds(numbers[:4]), _seconds(numbers[4:])
+    if end_s < start_s:
+        raise UserError(f"{path}:{at + 2}: the subtitle ends before it starts")
+    return start_s, end_s
+
+
+def _seconds(parts: list[int]) -> float:
+    hours, minutes, seconds, milliseconds = parts
+    return ((hours * 60 + minutes) * 60 + seconds) + milliseconds / 1000
