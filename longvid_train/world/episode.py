@@ -1,7 +1,8 @@
 """Seeded episodes: what happens in a synthetic video, as plain values. No pixels here.
 
-An episode is a run of scenes (a named background each) in which coloured shapes enter, drift, carry a digit and leave, with
-subtitles that speak a code word. Everything follows from ``(split, seed, index)``; splits draw from disjoint random streams.
+An episode is a run of scenes (a named background each) in which coloured shapes enter, drift, carry a digit and leave,
+with subtitles that speak a code word. Everything follows from ``(split, seed, index)``; splits draw from disjoint
+random streams.
 """
 
 import hashlib
@@ -75,6 +76,10 @@ class Episode:
         """The objects fully on screen at ``time_s``, in the order they entered."""
         return tuple(a for a in self.appearances if a.enter_s <= time_s < a.leave_s)
 
+    def sliding_or_visible_at(self, time_s: float) -> tuple[Appearance, ...]:
+        """The objects wholly or partly on screen at ``time_s``: at most two, never in the same half of the frame."""
+        return tuple(a for a in self.appearances if a.enter_s - SLIDE_S < time_s < a.leave_s + SLIDE_S)
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorldSettings:
@@ -82,7 +87,8 @@ class WorldSettings:
 
     Attributes:
         duration_s: length of an episode in seconds; appearances fill it.
-        on_screen_s: shortest and longest time an object stays. At least 1 s keeps every object on one sampled frame at 1 FPS.
+        on_screen_s: shortest and longest time an object stays. At least 1 s keeps every object on one sampled frame at
+            1 FPS.
         gap_s: shortest and longest pause between one object's leaving and the next one's entering.
         overlap: chance that an object enters while the one before it is still there.
         objects_per_scene: fewest and most objects before the background changes.
@@ -125,31 +131,29 @@ def _appearances(settings: WorldSettings, rng: random.Random) -> tuple[Appearanc
     placed: list[Appearance] = []
     enter_s = round(rng.uniform(*settings.gap_s), 2)
     while enter_s + settings.on_screen_s[0] <= settings.duration_s:
-        overlapping = bool(placed) and enter_s < placed[-1].leave_s
         leave_s = min(round(enter_s + rng.uniform(*settings.on_screen_s), 2), settings.duration_s)
         colour, shape = next(names)
-        placed.append(_place(colour, shape, enter_s, leave_s, _half(placed, overlapping), rng))
+        placed.append(_place(colour, shape, enter_s, leave_s, _half(placed, enter_s), rng))
         enter_s = _next_entry(settings, placed, rng)
     return tuple(placed)
 
 
 def _next_entry(settings: WorldSettings, placed: list[Appearance], rng: random.Random) -> float:
-    """At most two objects share the screen: an overlap starts only after the object before the last one has gone."""
+    """At most two objects share the screen: the next slides in after the object before the last one has slid out."""
     last = placed[-1]
-    gone_s = placed[-2].leave_s if len(placed) > 1 else 0.0
-    if rng.random() < settings.overlap:
-        earliest_s = max(gone_s, last.enter_s + 0.5)
-        return round(rng.uniform(min(earliest_s, last.leave_s), last.leave_s), 2)
-    return round(max(last.leave_s, gone_s) + rng.uniform(*settings.gap_s), 2)
+    free_s = placed[-2].leave_s + 2 * SLIDE_S if len(placed) > 1 else 0.0
+    overlapping = rng.random() < settings.overlap
+    earliest_s = max(free_s, last.enter_s + 0.5)
+    if overlapping and earliest_s < last.leave_s:
+        return round(rng.uniform(earliest_s, last.leave_s), 2)
+    return round(max(last.leave_s, free_s) + rng.uniform(*settings.gap_s), 2)
 
 
-def _half(placed: list[Appearance], overlapping: bool) -> Literal["any", "left", "right"]:
-    if not placed:
+def _half(placed: list[Appearance], enter_s: float) -> Literal["any", "left", "right"]:
+    """The other half of the frame than the last object's, if that one is still on screen while the next slides in."""
+    if not placed or enter_s >= placed[-1].leave_s + 2 * SLIDE_S:
         return "any"
-    left = placed[-1].start_xy[0] < 0.5
-    if overlapping:
-        return "right" if left else "left"
-    return "any"
+    return "right" if placed[-1].start_xy[0] < 0.5 else "left"
 
 
 class _NameStream:
@@ -176,7 +180,7 @@ def _place(
 ) -> Appearance:
     """Keep every object wholly in its half of the frame, so that overlapping objects never cover each other."""
     side = half if half != "any" else rng.choice(("left", "right"))
-    centre_x = 0.26 if side == "left" else 0.74
+    centre_x = 0.25 if side == "left" else 0.75
     size = rng.uniform(0.40, 0.46)
 
     def somewhere() -> tuple[float, float]:
@@ -198,10 +202,12 @@ def _scenes(settings: WorldSettings, appearances: tuple[Appearance, ...], rng: r
     """Change the background between objects: a cut falls midway between one leaving and the next entering."""
     cuts_s: list[float] = []
     left = rng.randint(*settings.objects_per_scene)
+    gone_s = 0.0
     for before, after in itertools.pairwise(appearances):
         left -= 1
-        if left <= 0 and after.enter_s >= before.leave_s:
-            cuts_s.append(round((before.leave_s + after.enter_s) / 2, 3))
+        gone_s = max(gone_s, before.leave_s)
+        if left <= 0 and after.enter_s >= gone_s:
+            cuts_s.append(round((gone_s + after.enter_s) / 2, 3))
             left = rng.randint(*settings.objects_per_scene)
     edges_s = [0.0, *cuts_s, settings.duration_s]
     names = _scene_names(len(edges_s) - 1, rng)
