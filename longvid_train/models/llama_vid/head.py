@@ -1,0 +1,61 @@
+"""LLaMA-VID's head: tower features and prompts to visual tokens, ``[context ; content]`` a frame (paper Sec. 3.2).
+
+``F`` frames, ``P`` patches, ``C`` tower width, ``H`` language-model width, ``D`` frames of one content group, ``T`` visual tokens.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from longvid_train.models.llama_vid.context_attention import ContextAttention
+from longvid_train.models.llama_vid.showings import ShowingPlan
+from longvid_train.types import ALL_PATCHES
+
+TextDecoder = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
+
+
+def build_content_projector(vision_width: int, language_width: int) -> nn.Sequential:
+    """``Linear(C -> H), GELU, Linear(H -> H)`` (public name ``mm_projector``)."""
+    return nn.Sequential(nn.Linear(vision_width, language_width), nn.GELU(), nn.Linear(language_width, language_width))
+
+
+def pool_patches(patches: torch.Tensor, content_grid: int) -> torch.Tensor:
+    """Average-pool ``(D, P, C)`` patches of a square grid to ``(D, n * n, C)``, rows first; ``ALL_PATCHES`` keeps them all."""
+    if content_grid == ALL_PATCHES:
+        return patches
+    if content_grid == 1:
+        return patches.mean(dim=1, keepdim=True)
+    frames, count, width = patches.shape
+    side = round(count**0.5)
+    block = side // content_grid
+    cells = patches.reshape(frames, content_grid, block, content_grid, block, width).mean(dim=(2, 4))
+    return cells.reshape(frames, content_grid * content_grid, width)
+
+
+def content_tokens(projector: nn.Sequential, features: torch.Tensor, plan: ShowingPlan) -> list[torch.Tensor]:
+    """Project the pooled patches of every content group; each result is ``(D * n * n, H)``."""
+    dtype = projector[0].weight.dtype
+    pooled = (
+        pool_patches(features[frames.to(features.device), 1:].to(dtype), grid) for grid, frames in plan.content_groups
+    )
+    return [projector(cells).flatten(0, 1) for cells in pooled]
+
+
+def context_tokens(
+    decoder: TextDecoder,
+    attention: ContextAttention,
+    features: torch.Tensor,
+    plan: ShowingPlan,
+    prompt_input_ids: torch.Tensor,
+    prompt_attention_mask: torch.Tensor,
+    chunk: int,
+) -> list[torch.Tensor]:
+    """Context token of every distinct (frame, prompt) pair, ``chunk`` pairs at a time; the parts add up to ``(U, H)``."""
+    parts = []
+    for frames, prompts in zip(plan.pair_frames.split(chunk), plan.pair_prompts.split(chunk), strict=True):
+        pair_features = features[frames.to(features.device)]
+        rows = prompts.to(prompt_input_ids.device)
+        queries, mask = decoder(pair_features, prompt_input_ids[rows], prompt_attention_mask[rows])
+        parts.append(attention(queries, mask, pair_features[:, 1:]))
+    return parts
