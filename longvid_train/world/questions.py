@@ -25,6 +25,11 @@ CAPTION_INSTRUCTIONS = (
     "Summarise what you see.",
 )
 
+IMAGE_INSTRUCTIONS = (
+    "Describe the image.",
+    "What is in the image?",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
