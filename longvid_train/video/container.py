@@ -1,7 +1,7 @@
 """Opening an untrusted file with PyAV: local paths only, known demuxers only, always closed again.
 
-FFmpeg's demuxers can follow references (playlists, ``concat``, DASH) to other files and to the network. Two whitelists stop
-that: of protocols (``file`` unless a scheme is allowed) and of demuxers (those of `DEMUXERS`, none of which is a playlist).
+FFmpeg's demuxers can follow references (playlists, ``concat``, DASH) to other files and to the network. Two whitelists
+stop that: of protocols (``file`` unless a scheme is allowed) and of demuxers (`DEMUXERS`, none of which is a playlist).
 """
 
 import re
@@ -12,12 +12,13 @@ from pathlib import Path
 import av
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.stream import Discard
 from av.video.stream import VideoStream
 
 from longvid_train.errors import UserError
 from longvid_train.video.limits import DecodeLimits
 
-DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,gif,flv,asf,ogg,mpegvideo,h264,hevc,m4v,obu,ivf,mxf,apng,webp_pipe"
+DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,gif,flv,asf,ogg,mpegvideo,h264,hevc,m4v,obu,ivf"
 """FFmpeg demuxers that may be used, none of which opens a second file."""
 
 _SCHEME_PROTOCOLS = {"http": "http,tcp", "https": "https,http,tls,tcp", "file": "file"}
@@ -38,7 +39,11 @@ def opened(path: str, limits: DecodeLimits) -> Iterator[tuple[InputContainer, Vi
     except (FFmpegError, ValueError) as error:
         raise UserError(_why_not_opened(path, error)) from error
     with container:
-        yield container, _video_stream(path, container, limits)
+        video = _video_stream(path, container, limits)
+        for stream in container.streams:
+            if stream.index != video.index:
+                stream.discard = Discard.all
+        yield container, video
 
 
 def is_remote(path: str) -> bool:
@@ -52,7 +57,8 @@ def _locate(path: str, limits: DecodeLimits) -> tuple[str, str]:
         name = scheme.group(1).lower()
         if name not in limits.allowed_schemes:
             raise UserError(
-                f"{path}: only local files are opened; add '{name}' to DecodeLimits.allowed_schemes to allow this kind of URL"
+                f"{path}: only local files are opened; "
+                f"add '{name}' to DecodeLimits.allowed_schemes to allow this kind of URL"
             )
         if name not in _SCHEME_PROTOCOLS:
             raise UserError(f"{path}: scheme '{name}' is not supported; use one of {sorted(_SCHEME_PROTOCOLS)}")
@@ -81,8 +87,8 @@ def _why_not_opened(path: str, error: Exception) -> str:
 def _video_stream(path: str, container: InputContainer, limits: DecodeLimits) -> VideoStream:
     streams = [stream for stream in container.streams.video if not stream.disposition & stream.disposition.attached_pic]
     if not streams:
-        kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
-        raise UserError(f"{path}: there is no video stream in it (it holds: {', '.join(kinds)})")
+        kinds = ", ".join(sorted({stream.type for stream in container.streams}))
+        raise UserError(f"{path}: there is no video stream in it (it holds: {kinds or 'nothing'})")
     stream = streams[0]
     if stream.codec_context is None:
         raise UserError(f"{path}: its video codec is unknown to FFmpeg; convert it to H.264 mp4")

@@ -77,5 +77,6 @@ class DecodeLimits:
 def _check(path: str, what: str, value: float, setting: str, ceiling: float) -> None:
     if value > ceiling:
         raise UserError(
-            f"{path}: {value:.12g} {what}, more than {setting} = {ceiling:.12g}; raise DecodeLimits.{setting} if you trust the file"
+            f"{path}: {value:.12g} {what}, more than {setting} = {ceiling:.12g}; "
+            f"raise DecodeLimits.{setting} if you trust the file"
         )

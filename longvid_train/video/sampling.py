@@ -1,7 +1,8 @@
 """Which frames to take: pure index maths, no decoding.
 
-``n`` frames of the file in presentation order stand at ``timestamps_s`` ``(n,)`` float64, increasing, 0 for the first. A frame
-is on screen from its timestamp until the next frame's. A window ``[start_s, end_s)`` holds the frames on screen during it.
+``n`` frames of the file in presentation order stand at ``timestamps_s`` ``(n,)`` float64, increasing, 0 for the first.
+A frame is on screen from its timestamp until the next frame's. A window ``[start_s, end_s)`` holds the frames on screen
+during it.
 """
 
 import math
@@ -14,7 +15,7 @@ from longvid_train.errors import UserError
 from longvid_train.video.info import VideoInfo
 
 TOLERANCE_S = 1e-3
-"""Containers round timestamps (Matroska to 1 ms): a frame up to this much after the time asked for counts as on screen."""
+"""Containers round timestamps (Matroska to 1 ms): a frame up to this much after the time counts as on screen."""
 
 
 @dataclass(frozen=True, kw_only=True)
