@@ -26,7 +26,7 @@ def supervised_loss_sum(
         chunk: see ``TOKEN_CHUNK``.
 
     Returns:
-        The float32 scalar sum (0 and still attached to the graph when nothing is supervised), and the int64 scalar count.
+        The float32 scalar sum (0, still attached to the graph, when nothing is supervised) and the int64 scalar count.
     """
     targets = labels[:, 1:]
     supervised = targets != IGNORE_INDEX

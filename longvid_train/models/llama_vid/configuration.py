@@ -1,4 +1,4 @@
-"""Configuration of LLaMA-VID (arXiv:2311.17043): which tower, which text decoder, which language model, which tokens a frame."""
+"""Configuration of LLaMA-VID (arXiv:2311.17043): which tower, text decoder and language model, which tokens a frame."""
 
 from typing import Any
 
@@ -17,20 +17,20 @@ LANGUAGE_MODEL_TYPE = "llama"
 
 
 @strict
-class LlamaVidConfig(PreTrainedConfig):  # type: ignore[misc]
+class LlamaVidConfig(PreTrainedConfig):
     """Everything needed to build the architecture without weights.
 
     Attributes:
-        vision_config: ``InstructBlipVisionConfig`` (EVA-CLIP style) or ``CLIPVisionConfig``, told apart by ``model_type``.
-        text_decoder_config: ``InstructBlipQFormerConfig``, a ``BertConfig`` with ``is_decoder`` and ``add_cross_attention``,
-            or ``None`` for a model with content tokens only.
+        vision_config: ``InstructBlipVisionConfig`` (EVA-CLIP style) or ``CLIPVisionConfig``; ``model_type`` tells which.
+        text_decoder_config: ``InstructBlipQFormerConfig``, a ``BertConfig`` with ``is_decoder`` and
+            ``add_cross_attention``, or ``None`` for a model with content tokens only.
         text_config: ``LlamaConfig`` of the language model.
         num_queries: learned queries of the Q-Former (the BERT decoder has none: its text positions are the queries).
         use_context: a context token a frame. ``None`` means "if there is a text decoder".
         use_content: content tokens a frame.
-        vision_select_layer: hidden state a CLIP tower gives (``-1`` is its last layer's output); EVA-CLIP has no such choice.
-        image_size: side in pixels the model sees. ``None`` means the tower's own; another size interpolates the position
-            embeddings (bicubic).
+        vision_select_layer: hidden state a CLIP tower gives (``-1`` is its last layer's output); EVA-CLIP has no choice.
+        image_size: side in pixels the model sees. ``None`` means the tower's own; another size interpolates the
+            position embeddings (bicubic).
         visual_token_id: placeholder id of one visual token in ``input_ids``. It may lie outside the vocabulary.
         max_prompt_tokens: longest prompt the text decoder is given; longer ones are cut on the left.
         frame_chunk: frames (or frame-prompt pairs) that pass the tower (or the text decoder) at once.
@@ -46,14 +46,15 @@ class LlamaVidConfig(PreTrainedConfig):  # type: ignore[misc]
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type=LANGUAGE_MODEL_TYPE),
     }
 
-    vision_config: dict[str, Any] | PreTrainedConfig | None = None
-    text_decoder_config: dict[str, Any] | PreTrainedConfig | None = None
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    # Any: a dictionary or None only until __post_init__ has made each a configuration.
+    vision_config: Any = None
+    text_decoder_config: Any = None
+    text_config: Any = None
     num_queries: int = 32
     use_context: bool | None = None
     use_content: bool = True
     vision_select_layer: int = -2
-    image_size: int | None = None
+    image_size: Any = None
     visual_token_id: int = 32000
     max_prompt_tokens: int = 256
     frame_chunk: int = 64
@@ -93,8 +94,8 @@ class LlamaVidConfig(PreTrainedConfig):  # type: ignore[misc]
             )
         if not self.use_context and self.text_decoder_config is not None:
             raise UserError(
-                f"text_decoder_config is '{self.text_decoder_config.model_type}' but use_context is false: it would never "
-                "run; set text_decoder_config to null or use_context to true"
+                f"text_decoder_config is '{self.text_decoder_config.model_type}' but use_context is false: it would "
+                "never run; set text_decoder_config to null or use_context to true"
             )
         if self.text_config.model_type != LANGUAGE_MODEL_TYPE:
             raise UserError(f"text_config.model_type is '{self.text_config.model_type}'; LLaMA-VID needs 'llama'")
@@ -103,7 +104,8 @@ class LlamaVidConfig(PreTrainedConfig):  # type: ignore[misc]
         vision = self.vision_config
         if vision.model_type not in (EVA_MODEL_TYPE, CLIP_MODEL_TYPE):
             raise UserError(
-                f"vision_config.model_type is '{vision.model_type}'; use '{EVA_MODEL_TYPE}' (EVA-CLIP) or '{CLIP_MODEL_TYPE}'"
+                f"vision_config.model_type is '{vision.model_type}'; "
+                f"use '{EVA_MODEL_TYPE}' (EVA-CLIP) or '{CLIP_MODEL_TYPE}'"
             )
         if self.image_size % vision.patch_size:
             raise UserError(
@@ -118,7 +120,8 @@ class LlamaVidConfig(PreTrainedConfig):  # type: ignore[misc]
             return
         if decoder.model_type not in (QFORMER_MODEL_TYPE, BERT_MODEL_TYPE):
             raise UserError(
-                f"text_decoder_config.model_type is '{decoder.model_type}'; use '{QFORMER_MODEL_TYPE}' or '{BERT_MODEL_TYPE}'"
+                f"text_decoder_config.model_type is '{decoder.model_type}'; "
+                f"use '{QFORMER_MODEL_TYPE}' or '{BERT_MODEL_TYPE}'"
             )
         if decoder.model_type == BERT_MODEL_TYPE and not (decoder.is_decoder and decoder.add_cross_attention):
             raise UserError(

@@ -1,6 +1,6 @@
 """The context token (paper Eq. 1, with the query and key projections that the public checkpoints have).
 
-``n`` frame-prompt pairs, ``M`` queries, ``P`` patches, ``Q`` text-decoder width, ``C`` tower width, ``H`` language-model width.
+``n`` frame-prompt pairs, ``M`` queries, ``P`` patches, widths ``Q`` of the text decoder, ``C`` tower, ``H`` language model.
 """
 
 import torch
@@ -8,7 +8,7 @@ from torch import nn
 
 
 class ContextAttention(nn.Module):
-    """``q = Linear(query_out)``, ``k = Linear(V)``, ``A = softmax(q k^T / sqrt(C))``, ``context = Linear(mean_q(A V))``.
+    """``q = Linear(out)``, ``k = Linear(V)``, ``A = softmax(q k^T / sqrt(C))``, ``context = Linear(mean_q(A V))``.
 
     ``V`` are the raw patch features without CLS. The paper's pseudo-code has no projections of queries and keys.
     Public names: ``vlm_att_projector``, ``vlm_att_key_projector``, ``vlm_att_val_projector``.
@@ -41,7 +41,7 @@ class ContextAttention(nn.Module):
 
 
 def masked_mean(rows: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Mean of ``(n, M, D)`` over ``M``, counting only rows whose ``(n, M)`` mask is 1; a pair without any gives zeros."""
+    """Mean of ``(n, M, D)`` over ``M``, counting rows whose ``(n, M)`` mask is 1; a pair without any gives zeros."""
     if mask is None:
         return rows.mean(dim=1)
     weights = mask.to(rows.dtype)

@@ -1,6 +1,7 @@
 """LLaMA-VID's head: tower features and prompts to visual tokens, ``[context ; content]`` a frame (paper Sec. 3.2).
 
-``F`` frames, ``P`` patches, ``C`` tower width, ``H`` language-model width, ``D`` frames of one content group, ``T`` visual tokens.
+``F`` frames, ``P`` patches, ``C`` tower width, ``H`` language-model width, ``D`` frames of one content group,
+``U`` distinct (frame, prompt) pairs.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ def build_content_projector(vision_width: int, language_width: int) -> nn.Sequen
 
 
 def pool_patches(patches: torch.Tensor, content_grid: int) -> torch.Tensor:
-    """Average-pool ``(D, P, C)`` patches of a square grid to ``(D, n * n, C)``, rows first; ``ALL_PATCHES`` keeps them all."""
+    """Average-pool ``(D, P, C)`` patches of a square grid to ``(D, n * n, C)``, rows first; ``ALL_PATCHES`` keeps all."""
     if content_grid == ALL_PATCHES:
         return patches
     if content_grid == 1:
@@ -35,7 +36,7 @@ def pool_patches(patches: torch.Tensor, content_grid: int) -> torch.Tensor:
 
 def content_tokens(projector: nn.Sequential, features: torch.Tensor, plan: ShowingPlan) -> list[torch.Tensor]:
     """Project the pooled patches of every content group; each result is ``(D * n * n, H)``."""
-    dtype = projector[0].weight.dtype
+    dtype = next(projector.parameters()).dtype
     pooled = (
         pool_patches(features[frames.to(features.device), 1:].to(dtype), grid) for grid, frames in plan.content_groups
     )
@@ -51,7 +52,7 @@ def context_tokens(
     prompt_attention_mask: torch.Tensor,
     chunk: int,
 ) -> list[torch.Tensor]:
-    """Context token of every distinct (frame, prompt) pair, ``chunk`` pairs at a time; the parts add up to ``(U, H)``."""
+    """Context tokens of the distinct (frame, prompt) pairs, ``chunk`` at a time; the parts add up to ``(U, H)``."""
     parts = []
     for frames, prompts in zip(plan.pair_frames.split(chunk), plan.pair_prompts.split(chunk), strict=True):
         pair_features = features[frames.to(features.device)]

@@ -1,7 +1,7 @@
-"""LLaMA-VID (arXiv:2311.17043) as a transformers model: tower, text decoder, context attention, content projector, Llama.
+"""LLaMA-VID (arXiv:2311.17043) as a transformers model.
 
-``B`` rows, ``S`` tokens a row, ``F`` distinct frames, ``P`` patches a frame, ``R`` prompts of ``Lp`` tokens, ``V`` showings,
-``T`` visual tokens, ``C`` tower width, ``H`` language-model width.
+``B`` rows, ``S`` tokens a row, ``F`` distinct frames, ``P`` patches a frame, ``R`` prompts of ``Lp`` tokens,
+``V`` showings, ``T`` visual tokens, ``C`` tower width, ``H`` language-model width.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ VISUAL_KEYS = (
 
 
 @dataclass
-class LlamaVidOutput(ModelOutput):  # type: ignore[misc]
+class LlamaVidOutput(ModelOutput):
     """What ``forward`` returns.
 
     Attributes:
@@ -55,7 +55,7 @@ class LlamaVidOutput(ModelOutput):  # type: ignore[misc]
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-class LlamaVidForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class LlamaVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """The whole model.
 
     Training stages name these parts: ``vision_tower``, ``text_decoder`` (``None`` without context tokens),
@@ -212,8 +212,10 @@ class LlamaVidForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
                 raise UserError(
                     "frames are given without visual_spans; pass all of VisualInputs, or none for text only"
                 )
-            empty = self.get_input_embeddings().weight.new_zeros(0, self.config.text_config.hidden_size)
-            return embed_and_splice(self.get_input_embeddings(), input_ids, empty, self.config.visual_token_id)
+            embedding = self.get_input_embeddings()
+            none = input_ids.new_zeros(0, self.config.text_config.hidden_size, dtype=self.dtype)
+            text = embed_and_splice(embedding, input_ids, none, self.config.visual_token_id)
+            return text + self._zero_of_unused_parts() if self.training and torch.is_grad_enabled() else text
         if content_grids is None or prompt_input_ids is None or prompt_attention_mask is None:
             raise UserError("visual_spans need content_grids, prompt_input_ids and prompt_attention_mask beside them")
         if (pixel_values is None) == (visual_features is None):
@@ -298,8 +300,6 @@ class LlamaVidForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         if labels is not None:
             total, count = supervised_loss_sum(hidden_states, labels, self.get_output_embeddings())
             loss = total / (count.clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
-            if not visual:
-                loss = loss + self._zero_of_unused_parts()
         return LlamaVidOutput(
             loss=loss,
             logits=self._logits(hidden_states, logits_to_keep, wanted=labels is None),
@@ -350,15 +350,14 @@ class LlamaVidForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         return self.get_output_embeddings()(hidden_states[:, kept])
 
-    def _zero_of_unused_parts(self) -> torch.Tensor | int:
+    def _zero_of_unused_parts(self) -> torch.Tensor:
         """A zero that depends on every trained parameter of the visual side.
 
         A text-only batch runs no vision. Data-parallel reducers still expect a gradient from each rank for each trained
         parameter, so this gives zeros.
         """
-        if not (self.training and torch.is_grad_enabled()):
-            return 0
-        return sum(parameter.float().sum() * 0 for parameter in self._trained_visual_parameters())
+        zeros = [parameter.sum() * 0 for parameter in self._trained_visual_parameters()]
+        return torch.stack(zeros).sum() if zeros else torch.zeros((), device=self.device)
 
     def _trained_visual_parameters(self) -> Iterator[nn.Parameter]:
         for part in (self.vision_tower, self.text_decoder, self.context_attention, self.content_projector):
@@ -367,7 +366,7 @@ class LlamaVidForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
 
 
 def build_text_decoder(config: LlamaVidConfig) -> QFormerTextDecoder | BertTextDecoder | None:
-    """Build the text decoder that ``config.text_decoder_config`` describes, with fresh weights; ``None`` without one."""
+    """Build the text decoder of ``config.text_decoder_config`` with fresh weights; ``None`` without one."""
     decoder, vision_width = config.text_decoder_config, config.vision_config.hidden_size
     if decoder is None:
         return None

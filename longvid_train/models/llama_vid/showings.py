@@ -85,7 +85,7 @@ def plan_showings(
 def _content_groups(
     grids: torch.Tensor, frames: torch.Tensor
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Yield, for each distinct grid, the showings that use it, their distinct frames, and each showing's row among those."""
+    """Yield, for each distinct grid, the shown frames that use it, the distinct ones, and each one's row among those."""
     for grid in grids.unique().tolist():
         shown = (grids == grid).nonzero().squeeze(1)
         distinct, row = frames[shown].unique(return_inverse=True)
@@ -115,7 +115,7 @@ def _check_spans(
     for row, (first, count, prompt) in enumerate(spans.tolist()):
         if first < 0 or count < 1 or first + count > frame_count:
             raise UserError(
-                f"visual_spans row {row} asks for frames {first} to {first + count - 1} but the batch has {frame_count} frames"
+                f"visual_spans row {row} asks for {count} frames from frame {first} but the batch has {frame_count} frames"
             )
         if context and not 0 <= prompt < prompt_count:
             raise UserError(f"visual_spans row {row} asks for prompt {prompt} but the batch has {prompt_count} prompts")

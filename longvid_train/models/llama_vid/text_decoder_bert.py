@@ -1,4 +1,4 @@
-"""LLaMA-VID's light text decoder: a few fresh BERT decoder layers whose text positions are the queries (Sec. 3.1, Table 5).
+"""LLaMA-VID's light text decoder: fresh BERT decoder layers whose text positions are the queries (Sec. 3.1, Table 5).
 
 ``n`` frame-prompt pairs, ``P`` patches, ``C`` tower width, ``Q`` BERT width, ``Lp`` prompt tokens.
 """
@@ -21,6 +21,7 @@ class BertTextDecoder(nn.Module):
     def __init__(self, config: BertConfig, *, vision_width: int) -> None:
         super().__init__()
         self.config = config
+        self.vision_width = vision_width
         self.vision_projector = nn.Linear(vision_width, config.hidden_size)
         self.bert = BertModel(config, add_pooling_layer=False)
 

@@ -24,6 +24,7 @@ class QFormerTextDecoder(nn.Module):
     def __init__(self, config: InstructBlipQFormerConfig, *, vision_width: int, num_queries: int) -> None:
         super().__init__()
         self.config = config
+        self.vision_width = vision_width
         self.vision_projector: nn.Module = nn.Identity()
         if vision_width != config.encoder_hidden_size:
             self.vision_projector = nn.Linear(vision_width, config.encoder_hidden_size)

@@ -16,7 +16,7 @@ from longvid_train.models.llama_vid.configuration import (
 )
 
 
-class EvaVisionTower(InstructBlipVisionModel):  # type: ignore[misc]
+class EvaVisionTower(InstructBlipVisionModel):
     """EVA-CLIP ViT (paper Sec. 3.1): InstructBLIP's vision model without its last LayerNorm.
 
     The LayerNorm is left out of the module, so neither a checkpoint nor a data-parallel reducer meets a parameter that
@@ -37,7 +37,7 @@ class EvaVisionTower(InstructBlipVisionModel):  # type: ignore[misc]
         return self(pixel_values=pixel_values, interpolate_pos_encoding=True).last_hidden_state
 
 
-class ClipVisionTower(CLIPVisionModel):  # type: ignore[misc]
+class ClipVisionTower(CLIPVisionModel):
     """CLIP ViT read at hidden state ``select_layer``; layers above it are not built.
 
     Loads from a folder saved by ``CLIPVisionModel.save_pretrained``.
