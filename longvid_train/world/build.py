@@ -84,8 +84,10 @@ def _prepare(out: Path, plan: Plan, overwrite: bool) -> None:
     if not out.exists() or not any(out.iterdir()) or _holds(out, plan):
         return
     if not overwrite:
-        raise UserError(f"{out} is not empty and holds something else; add --overwrite or name another folder")
+        raise UserError(f"{out} is not empty and holds something else; add --overwrite or choose another")
     _remove_world(out)
+    for job in plan.jobs:
+        (out / job.path).unlink(missing_ok=True)
 
 
 def _holds(out: Path, plan: Plan) -> bool:
@@ -113,7 +115,8 @@ def _remove_world(out: Path) -> None:
 def _render_all(jobs: list[Job], out: Path, workers: int) -> Iterator[None]:
     if workers == 1 or len(jobs) < 2:
         for job in jobs:
-            yield render_job(job, out)
+            render_job(job, out)
+            yield
         return
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn")) as pool:
         pending = [pool.submit(render_job, job, out) for job in jobs]
@@ -135,6 +138,6 @@ def render_job(job: Job, out: Path) -> None:
 
 
 def episode_frames(job: Job) -> Iterator[NDArray[np.uint8]]:
-    """Yield the episode's frames, ``(size_px, size_px, 3)`` uint8, one at a time; frame ``i`` shows time ``i / fps``."""
+    """Yield the episode's frames, ``(size_px, size_px, 3)`` uint8, one by one; frame ``i`` shows time ``i / fps``."""
     for number in range(round(job.episode.duration_s * job.fps)):
         yield render_frame(job.episode, float(number / job.fps), job.size_px)

@@ -1,4 +1,4 @@
-"""All that a world will hold, worked out before a frame is drawn: manifests, subtitle files and what is to be rendered."""
+"""All that a world will hold, worked out before a frame is drawn: manifests, subtitles and what is to be rendered."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 from longvid_train import __version__
 from longvid_train.errors import UserError
 from longvid_train.world.encode import srt_text
-from longvid_train.world.episode import Episode, Split, WorldSettings, make_episode
+from longvid_train.world.episode import Episode, Split, WorldSettings, events_digest, make_episode
 from longvid_train.world.rows import Row, image_rows, text_rows, video_rows
 from longvid_train.world.settings import BuildSettings, SetSettings
 
@@ -20,6 +20,8 @@ FIRST_INDEX = {"videos": 0, "images": 1_000_000, "texts": 2_000_000}
 
 _OVERLAP_STEP_S = 1.3
 """Mean time from one object's entry to the next one's when they overlap (measured)."""
+
+_STILL_STEP_S = 0.05
 
 RECORD_NAME = "world.json"
 MANIFEST_NAME = "manifest.jsonl"
@@ -62,11 +64,15 @@ def make_plan(settings: BuildSettings) -> Plan:
     texts: dict[str, str] = {}
     jobs: list[Job] = []
     counts: dict[str, dict[str, int]] = {}
+    seen: dict[str, str] = {}
     for position, one in enumerate(settings.sets):
         for split in one.splits:
             folder = f"{one.name}/{split}" if one.name else split
             part = _Part(one, cast(Split, split), settings.seed + position, folder)
             part.fill()
+            for digest in part.events:
+                first_split = seen.setdefault(digest, split)
+                assert first_split == split, f"{folder} repeats an episode of split {first_split}"
             texts |= part.texts
             jobs += part.jobs
             counts[folder] = part.counts()
@@ -98,6 +104,7 @@ class _Part:
     def __init__(self, settings: SetSettings, split: Split, seed: int, folder: str) -> None:
         self.texts: dict[str, str] = {}
         self.jobs: list[Job] = []
+        self.events: list[str] = []
         self._settings = settings
         self._split = split
         self._seed = seed
@@ -128,7 +135,9 @@ class _Part:
         for index in range(FIRST_INDEX[use], FIRST_INDEX[use] + wanted):
             rng = _stream(self._split, self._seed, index)
             world = _world_settings(self._settings, _duration_s(self._settings, rng))
-            yield make_episode(world, split=self._split, seed=self._seed, index=index), rng
+            episode = make_episode(world, split=self._split, seed=self._seed, index=index)
+            self.events.append(events_digest(episode))
+            yield episode, rng
 
     def _add_video(self, episode: Episode, rng: random.Random) -> None:
         path = f"videos/{episode.episode_id}.mp4"
@@ -140,8 +149,7 @@ class _Part:
                 self.texts[f"{self._folder}/{subtitles}"] = srt_text(episode.subtitles)
 
     def _add_image(self, episode: Episode, rng: random.Random) -> None:
-        shown = rng.choice(episode.appearances)
-        time_s = round(rng.uniform(shown.enter_s, shown.leave_s - 0.01), 2)
+        time_s = still_time_s(episode, rng)
         path = f"images/{episode.episode_id}.{self._settings.image_format}"
         if self._keep("images", image_rows(episode, time_s, self._settings, rng, path)):
             self._add_job(path, episode, time_s)
@@ -165,6 +173,17 @@ class _Part:
                 crf=one.crf,
             )
         )
+
+
+def still_time_s(episode: Episode, rng: random.Random) -> float:
+    """Draw a moment with something to see and no object half on screen. The first object's entry is always one."""
+    for shown in rng.sample(episode.appearances, len(episode.appearances)):
+        steps = int((shown.leave_s - shown.enter_s) / _STILL_STEP_S)
+        moments_s = [round(shown.enter_s + _STILL_STEP_S * step, 2) for step in range(steps)]
+        clear_s = [t for t in moments_s if episode.sliding_or_visible_at(t) == episode.visible_at(t)]
+        if clear_s:
+            return rng.choice(clear_s)
+    raise AssertionError(f"{episode.episode_id} has no moment for a still image")
 
 
 def _stream(split: str, seed: int, index: int) -> random.Random:

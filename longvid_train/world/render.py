@@ -150,16 +150,16 @@ def _layers(layers: list[tuple[Image.Image, tuple[int, int, int]]]) -> Image.Ima
 
 
 def _sprite(large: Image.Image) -> _Sprite:
-    rgba = np.asarray(large, dtype=np.float32)
-    alpha = rgba[..., 3:] / 255
-    paint, share = _shrink(rgba[..., :3] * alpha), _shrink(alpha)
-    return _Sprite(paint, np.float32(1) - share)
+    rgba = np.asarray(large).astype(np.float32)
+    alpha = rgba[..., 3:] / np.float32(255)
+    return _Sprite(_shrink(rgba[..., :3] * alpha), np.float32(1) - _shrink(alpha))
 
 
 def _shrink(image: NDArray[np.float32]) -> NDArray[np.float32]:
     height, width, channels = image.shape
     blocks = image.reshape(height // _SCALE, _SCALE, width // _SCALE, _SCALE, channels)
-    return blocks.mean(axis=(1, 3), dtype=np.float32)
+    mean: NDArray[np.float32] = blocks.mean(axis=(1, 3), dtype=np.float32)
+    return mean
 
 
 def _grow(mask: Image.Image, distance_px: float) -> Image.Image:

@@ -42,8 +42,8 @@ class SetSettings:
         multi_turn: put all questions about an episode into one conversation instead of one row each.
         subtitles: speak code words; they are written as ``.srt`` and named in the rows' media.
         overlap: chance that an object enters while another is there.
-        most_objects: about how many objects an episode has at most: long ones get longer pauses, so that names (there are
-            36) seldom repeat and can be asked about.
+        most_objects: about how many objects an episode has at most: long ones get longer pauses, so that names (there
+            are 36) seldom repeat and can be asked about.
         gop: frames between two keyframes at most.
         crf: x264's constant rate factor; smaller is better and bigger.
         image_format: file format of the images.
@@ -104,8 +104,8 @@ def _check_picture(settings: SetSettings) -> None:
     shortest_s, longest_s = settings.duration_s
     if not MIN_DURATION_S <= shortest_s <= longest_s <= MAX_DURATION_S:
         raise UserError(
-            f"duration {shortest_s:g}-{longest_s:g} s must be a range (shortest, longest) between {MIN_DURATION_S:g} and "
-            f"{MAX_DURATION_S:g} seconds"
+            f"duration {shortest_s:g}-{longest_s:g} s must be a range (shortest, longest) between "
+            f"{MIN_DURATION_S:g} and {MAX_DURATION_S:g} seconds"
         )
     if not MIN_FPS <= settings.fps <= MAX_FPS:
         raise UserError(f"fps {settings.fps} must lie between {MIN_FPS} and {MAX_FPS}; below 1 objects would be missed")
@@ -209,7 +209,9 @@ def parse_set(values: Mapping[str, Any], *, where: str) -> SetSettings:
 
 def parse_duration(value: object) -> tuple[float, float]:
     """Read ``8``, ``"4-8"`` or ``[4, 8]`` as ``(shortest, longest)`` seconds."""
-    ends = value.split("-") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    ends: list[Any] = value.split("-") if isinstance(value, str) else [value]
+    if isinstance(value, list | tuple):
+        ends = list(value)
     try:
         numbers = [float(end) for end in ends]
     except (TypeError, ValueError):
