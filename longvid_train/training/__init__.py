@@ -1,1 +1,1 @@
-"""Stages, the LightningModule, callbacks."""
+"""Lightning modules, callbacks and strategies."""

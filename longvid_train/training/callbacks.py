@@ -1,0 +1,24 @@
+"""Callbacks every training run has."""
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+from longvid_train.training.checkpoint import save_folder
+
+
+class ExportModel(Callback):
+    """At the end of ``fit``, write model and processor in transformers' format to ``folder`` (rank 0 only, all or nothing).
+
+    ``longvid ask`` and the next stage load that folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Export. Lightning does not call this when training was interrupted."""
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            save_folder(self.folder, pl_module.model, pl_module.processor)
+        trainer.strategy.barrier("export")

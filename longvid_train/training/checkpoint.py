@@ -1,0 +1,78 @@
+"""Reading a LLaMA-VID folder for training and writing one after it."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longvid_train.errors import UserError
+from longvid_train.models.llama_vid.configuration import LlamaVidConfig
+from longvid_train.models.llama_vid.loading import load_llama_vid, read_model_type
+from longvid_train.models.llama_vid.processing import LlamaVidProcessor
+
+
+def check_llama_vid_folder(folder: str | Path) -> None:
+    """Check, without loading weights, that ``folder`` holds a LLaMA-VID checkpoint.
+
+    Raises:
+        UserError: there is no such folder, no readable ``config.json``, another architecture or no weights.
+    """
+    path = Path(folder)
+    read_model_type(path, LlamaVidConfig.model_type)
+    if not any(path.glob("*.safetensors")):
+        raise UserError(f"{path}: no *.safetensors weights; name a complete LLaMA-VID checkpoint")
+
+
+def save_folder(target: Path, *parts: Any) -> None:
+    """Write ``parts`` (anything with ``save_pretrained``) into the folder ``target``, which is whole at any moment or absent.
+
+    The parts go to a temporary neighbour; an older ``target`` is moved aside, replaced and only then removed.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    new, old = staging / "new", staging / "old"
+    try:
+        new.mkdir()
+        for part in parts:
+            part.save_pretrained(new)
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+    finally:
+        shutil.rmtree(staging)
+
+
+def load_for_training(folder: str | Path, *, rope_scaling: float) -> tuple[Any, Any]:
+    """Load ``(model, processor)`` in float32, its language window stretched by ``rope_scaling`` (1 leaves it as it is).
+
+    Raises:
+        UserError: see ``check_llama_vid_folder`` and ``stretch_window``.
+    """
+    model = load_llama_vid(folder, dtype=torch.float32)
+    processor = LlamaVidProcessor.from_pretrained(folder)
+    if rope_scaling != 1:
+        stretch_window(model, rope_scaling)
+    return model, processor
+
+
+def stretch_window(model: Any, factor: float) -> None:
+    """Interpolate rotary positions linearly by ``factor`` and widen ``max_position_embeddings`` by it (paper, stage 3).
+
+    Both are written into the model's text config, so the saved checkpoint carries them; the rotary buffers are rebuilt.
+
+    Raises:
+        UserError: the checkpoint is already stretched.
+    """
+    config = model.config.text_config
+    found = config.rope_parameters.get("rope_type", "default")
+    if found != "default":
+        raise UserError(
+            f"rope_scaling {factor}: the checkpoint already has rope_type '{found}' ({config.rope_parameters}); "
+            "set rope_scaling to 1, or start from a checkpoint that is not stretched"
+        )
+    config.rope_parameters = {**config.rope_parameters, "rope_type": "linear", "factor": float(factor)}
+    config.max_position_embeddings = round(config.max_position_embeddings * factor)
+    decoder = model.language_model.model
+    decoder.rotary_emb = type(decoder.rotary_emb)(config).to(decoder.rotary_emb.inv_freq.device)

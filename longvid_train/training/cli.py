@@ -1,0 +1,137 @@
+"""LightningCLI of this project: Lightning's conventions, plus a run folder that is never overwritten by accident."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+
+from longvid_train.errors import UserError
+from longvid_train.training.answers import AnswerAccuracy
+from longvid_train.training.callbacks import ExportModel
+from longvid_train.training.progress import LineProgress
+from longvid_train.training.record import RunRecord, process_command_line
+from longvid_train.training.tracking import METRICS_FILE, WandbMode, build_loggers
+
+CHECKPOINT_FOLDER = "checkpoints"
+MODEL_FOLDER = "model"
+
+EXAMPLE = """
+Example: train the first stage of the nano LLaMA-VID, then continue it after an interruption
+
+  longvid fit --config configs/llama_vid/nano/stage1.yaml
+  longvid fit --config configs/llama_vid/nano/stage1.yaml --ckpt_path last
+
+Paths in a config are relative to the working directory. Any key can be overridden on the command line:
+--run_dir runs/a --model.model runs/parts --model.optimizer.lr 1e-4 --data.train runs/train.jsonl --trainer.max_steps 100
+"""
+
+
+class RunCLI(LightningCLI):
+    """``fit``, ``validate``, ``test`` and ``predict`` in subclass mode. Only the parser of the subcommand asked for is built."""
+
+    def __init__(self, subcommand: str, arguments: list[str]) -> None:
+        self._only = subcommand
+        parsers: dict[str, Any] = {"exit_on_error": False, "description": EXAMPLE.strip()}
+        super().__init__(
+            pl.LightningModule,
+            pl.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=RunRecord,
+            save_config_kwargs={"command_line": process_command_line(), "overwrite": True},
+            seed_everything_default=1,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={"exit_on_error": False, "prog": "longvid", subcommand: parsers},
+            args=[subcommand, *arguments],
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Return the one subcommand of this call: building the parsers of the other three costs seconds."""
+        return {self._only: LightningCLI.subcommands()[self._only]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run folder, tracking, checkpoints and held-out answers."""
+        parser.add_argument(
+            "--run_dir", type=str, required=True, help="folder of this run: everything is written there"
+        )
+        parser.add_argument(
+            "--wandb", type=WandbMode, default="offline", help="wandb: off, offline (no network) or online"
+        )
+        parser.add_argument("--wandb_project", type=str, default="longvid-train", help="wandb project")
+        parser.add_argument(
+            "--log_interval_s", type=float, default=10.0, help="seconds between lines of progress in a log"
+        )
+        parser.link_arguments("run_dir", "trainer.default_root_dir")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.save_on_exception": True})
+        parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=_checkpoint_folder)
+        parser.add_lightning_class_args(AnswerAccuracy, "answers")
+        parser.link_arguments("model.init_args.model", "data.init_args.processor")
+
+    def before_instantiate_classes(self) -> None:
+        """Check the run folder and the checkpoint before anything is built."""
+        settings = self.config[self._only]
+        run_dir, checkpoint = Path(settings["run_dir"]), settings.get("ckpt_path")
+        check_checkpoint(run_dir, checkpoint)
+        if self._only == "fit" and not checkpoint:
+            check_fresh(run_dir)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Build the trainer with this run's loggers, progress and export."""
+        settings = self.config[self._only]
+        run_dir = Path(settings["run_dir"])
+        training = self._only == "fit"
+        if training and not settings["trainer"]["logger"]:
+            kwargs["logger"] = build_loggers(
+                str(run_dir),
+                wandb=settings["wandb"],
+                project=settings["wandb_project"],
+                name=run_dir.name,
+                resumed=bool(settings.get("ckpt_path")),
+            )
+        extra: list[Callback] = [ExportModel(run_dir / MODEL_FOLDER)] if training else []
+        if not sys.stderr.isatty() and settings["trainer"]["enable_progress_bar"] is not False:
+            extra.append(LineProgress(settings["log_interval_s"]))
+        self.trainer_defaults = {"callbacks": extra}
+        return super().instantiate_trainer(**kwargs)
+
+
+def check_fresh(run_dir: Path) -> None:
+    """Refuse a run folder that holds results of another run.
+
+    Raises:
+        UserError: the folder has an exported model or checkpoints.
+    """
+    found = [path for path in (run_dir / MODEL_FOLDER, *(run_dir / CHECKPOINT_FOLDER).glob("*.ckpt")) if path.exists()]
+    if found:
+        raise UserError(
+            f"{run_dir}: already holds a run ({found[0].relative_to(run_dir)}); continue it with --ckpt_path last, "
+            "choose another --run_dir, or delete the folder"
+        )
+
+
+def check_checkpoint(run_dir: Path, checkpoint: str | None) -> None:
+    """Check that the checkpoint to load exists (Lightning would start from scratch when there is no ``last``).
+
+    Raises:
+        UserError: it does not.
+    """
+    folder = run_dir / CHECKPOINT_FOLDER
+    if checkpoint in ("last", "best"):
+        if not list(folder.glob("*.ckpt")):
+            raise UserError(
+                f"--ckpt_path {checkpoint}: {folder} holds no checkpoint; start the run without --ckpt_path"
+            )
+    elif checkpoint and not Path(checkpoint).exists():
+        raise UserError(f"--ckpt_path {checkpoint}: no such file; name a .ckpt file or 'last'")
+
+
+def _checkpoint_folder(run_dir: str) -> str:
+    return str(Path(run_dir) / CHECKPOINT_FOLDER)
+
+
+__all__ = ["METRICS_FILE", "RunCLI", "check_checkpoint", "check_fresh"]

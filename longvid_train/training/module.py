@@ -1,0 +1,252 @@
+"""LLaMA-VID's training loop body: one class for the three stages (arXiv 2311.17043, Sec. 3.3 and Table 7)."""
+
+import math
+import os
+import resource
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+
+from longvid_train.errors import UserError
+from longvid_train.training.checkpoint import check_llama_vid_folder, load_for_training
+from longvid_train.training.optimizer import OptimizerConfig, build_adamw, cosine_schedule
+from longvid_train.training.stages import Stage, apply_stage, frozen_modules
+from longvid_train.types import Batch
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or the gradient of a step is not a finite number; the message has the sample ids."""
+
+
+class LlamaVidTraining(pl.LightningModule):
+    """Trains a LLaMA-VID checkpoint on the batches of a data module.
+
+    The gradient of an optimiser step is that of the loss averaged over all supervised tokens of the step, whatever the split into
+    micro-batches (``accumulate_grad_batches``) and DDP ranks. Random numbers of micro-batch ``i`` depend on the seed, the rank
+    and ``i`` only, so a resumed run repeats an uninterrupted one.
+
+    Args:
+        model: folder of a LLaMA-VID checkpoint (model and processor, as ``fit`` exports it).
+        stage: what trains.
+        optimizer: AdamW's settings.
+        warmup_ratio: share of the optimiser steps spent warming up, from 0 up to but without 1 (the paper: 0.03).
+        rope_scaling: divide rotary positions by this factor and widen the language window by it (stage 3 of the paper: 16);
+            written into the exported checkpoint's own text config. 1 leaves the checkpoint as it is.
+        gradient_checkpointing: recompute activations in the backward pass of modules that train.
+        torch_threads: CPU threads of each process; 0 keeps torch's own choice.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        stage: Stage,
+        optimizer: OptimizerConfig,
+        warmup_ratio: float = 0.03,
+        rope_scaling: float = 1.0,
+        gradient_checkpointing: bool = False,
+        torch_threads: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= warmup_ratio < 1:
+            raise UserError(f"warmup_ratio is {warmup_ratio}; it must be at least 0 and below 1, e.g. 0.03")
+        if rope_scaling < 1:
+            raise UserError(f"rope_scaling is {rope_scaling}; it must be 1 (off) or a factor above 1, e.g. 16")
+        if torch_threads < 0:
+            raise UserError(f"torch_threads is {torch_threads}; it must be 0 (torch's choice) or a thread count")
+        check_llama_vid_folder(model)
+        self.model_folder = model
+        self.stage = stage
+        self.optimizer_config = optimizer
+        self.warmup_ratio = warmup_ratio
+        self.rope_scaling = rope_scaling
+        self.gradient_checkpointing = gradient_checkpointing
+        self.torch_threads = torch_threads
+        self.model: Any = None
+        self.processor: Any = None
+        self._window = _StepWindow()
+        self._seed = 0
+
+    def setup(self, stage: str) -> None:
+        """Check, before weights load, that an epoch fills at least one optimiser step.
+
+        Raises:
+            UserError: an epoch has fewer batches than ``accumulate_grad_batches``.
+        """
+        if stage == "fit":
+            check_accumulation(len(self.trainer.datamodule.train_dataloader()), self.trainer.accumulate_grad_batches)
+
+    def configure_model(self) -> None:
+        """Load the checkpoint and freeze what the stage does not train. Lightning calls it before it restores a checkpoint."""
+        if self.model is not None:
+            return
+        if self.torch_threads:
+            torch.set_num_threads(self.torch_threads)
+        self.model, self.processor = load_for_training(self.model_folder, rope_scaling=self.rope_scaling)
+        if self.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.model.train()
+        self.stage_report = apply_stage(self.model, self.stage)
+
+    def train(self, mode: bool = True) -> "LlamaVidTraining":
+        """Switch to training mode, all but the wholly frozen modules, which stay in eval mode."""
+        super().train(mode)
+        self._hold_frozen_in_eval()
+        return self
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW over the trainable parameters and a cosine schedule over the run's optimiser steps."""
+        total = self.trainer.estimated_stepping_batches
+        if not math.isfinite(total) or total < 1:
+            raise UserError("the run has no end; set --trainer.max_epochs or --trainer.max_steps to a positive number")
+        optimizer = build_adamw(self.model, self.optimizer_config)
+        schedule = cosine_schedule(optimizer, warmup_ratio=self.warmup_ratio, total_steps=int(total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Start in training mode (a model loaded from disk is in eval mode) with the seed of the run."""
+        self._seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        self._window = _StepWindow()
+        self.train()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Make the step's random numbers a function of seed, rank and micro-batch, and keep frozen modules in eval mode."""
+        self._hold_frozen_in_eval()
+        micro_batch = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        torch.manual_seed(_mix(self._seed, self.global_rank, micro_batch))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """Return the loss SUMMED over the micro-batch's supervised tokens; ``on_before_optimizer_step`` divides the gradient."""
+        loss, tokens = self._summed_loss(batch)
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(
+                f"loss is {float(loss.detach())} at step {self.global_step} for samples {', '.join(batch['sample_ids'])}; "
+                "lower the learning rate or look at these samples"
+            )
+        self._window.add(batch, float(loss.detach()), tokens)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Turn the accumulated gradient into that of the mean over the step's supervised tokens on all ranks, and log the step.
+
+        Lightning divided each micro-batch's loss by ``accumulate_grad_batches`` and DDP averaged over ranks: both are undone.
+        """
+        totals = self.trainer.strategy.reduce(self._window.totals(self.device), reduce_op="sum")
+        loss_sum, supervised, tokens, frames = (float(value) for value in totals)
+        if supervised == 0:
+            raise UserError(
+                f"no supervised token in samples {', '.join(self._window.sample_ids)}; every sample needs an answer"
+            )
+        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / supervised
+        gradients = [value.grad for value in self.parameters() if value.grad is not None]
+        for gradient in gradients:
+            gradient.mul_(scale)
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not math.isfinite(norm):
+            raise NonFiniteLossError(
+                f"gradient norm is {norm} at step {self.global_step} for samples {', '.join(self._window.sample_ids)}; "
+                "lower the learning rate or look at these samples"
+            )
+        elapsed_s = self._window.elapsed_s()
+        self.log("train/loss", loss_sum / supervised, prog_bar=True, batch_size=1)
+        self.log_dict(
+            {
+                "train/lr": optimizer.param_groups[0]["lr"],
+                "train/grad_norm": norm,
+                "train/supervised_tokens": supervised,
+                "train/tokens_per_s": tokens / elapsed_s,
+                "train/frames_per_s": frames / elapsed_s,
+                "train/peak_bytes": float(peak_bytes()),
+            },
+            batch_size=1,
+        )
+        self._window = _StepWindow()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log ``val/loss``, the loss averaged over the supervised tokens of the whole held-out set."""
+        self._evaluation_step("val/loss", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log ``test/loss`` like ``val/loss``."""
+        self._evaluation_step("test/loss", batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Return the sample ids of the batch with their summed loss and token count."""
+        loss, tokens = self._summed_loss(batch)
+        return {"sample_ids": batch["sample_ids"], "loss_sum": float(loss), "supervised_tokens": tokens}
+
+    def _evaluation_step(self, name: str, batch: Batch) -> None:
+        loss, tokens = self._summed_loss(batch)
+        if tokens:
+            self.log(
+                name, loss / tokens, batch_size=tokens, on_step=False, on_epoch=True, sync_dist=True, prog_bar=True
+            )
+
+    def _summed_loss(self, batch: Batch) -> tuple[torch.Tensor, int]:
+        if "labels" not in batch["text"]:
+            raise UserError(f"samples {', '.join(batch['sample_ids'])} have no labels; train on rows with answers")
+        loss, tokens = self.model.loss_sum(**batch["text"], **(batch["visual"] or {}))
+        return loss, int(tokens)
+
+    def _hold_frozen_in_eval(self) -> None:
+        if self.model is not None:
+            for _, module in frozen_modules(self.model):
+                module.eval()
+
+
+def check_accumulation(batches: int, accumulate: int) -> None:
+    """Refuse an accumulation window longer than an epoch: no step would ever be whole.
+
+    Raises:
+        UserError: ``batches < accumulate``.
+    """
+    if batches < accumulate:
+        raise UserError(
+            f"an epoch has {batches} batches on each rank, fewer than accumulate_grad_batches = {accumulate}; "
+            "lower accumulate_grad_batches or data.loading.batch_size, or add training rows"
+        )
+
+
+class _StepWindow:
+    """Counts over the micro-batches of one optimiser step on this rank."""
+
+    def __init__(self) -> None:
+        self.loss_sum = 0.0
+        self.supervised = 0
+        self.tokens = 0
+        self.frames = 0
+        self.sample_ids: list[str] = []
+        self._started_s = time.perf_counter()
+
+    def add(self, batch: Batch, loss_sum: float, supervised: int) -> None:
+        self.loss_sum += loss_sum
+        self.supervised += supervised
+        self.tokens += int(batch["text"]["attention_mask"].sum())
+        visual = batch["visual"]
+        self.frames += visual["pixel_values"].shape[0] if visual is not None else 0
+        self.sample_ids += batch["sample_ids"]
+
+    def totals(self, device: torch.device) -> torch.Tensor:
+        return torch.tensor(
+            [self.loss_sum, self.supervised, self.tokens, self.frames], dtype=torch.float64, device=device
+        )
+
+    def elapsed_s(self) -> float:
+        return max(time.perf_counter() - self._started_s, 1e-9)
+
+
+def peak_bytes() -> int:
+    """Peak memory of this process: of the CUDA device if one is in use, else the resident set."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _mix(seed: int, rank: int, micro_batch: int) -> int:
+    """One 63-bit seed from three counters (numpy's SeedSequence, so that neighbours are unrelated)."""
+    return int(np.random.SeedSequence([seed, rank, micro_batch]).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,0 +1,105 @@
+"""What ran: the resolved config and the facts of each start of a run, written to its folder before training."""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.cli import SaveConfigCallback
+
+from longvid_train.files import sha256_file, write_json, write_text
+
+RECORD_FILE = "run.json"
+CONFIG_FILE = "config.yaml"
+_PACKAGES = ("longvid-train", "torch", "transformers", "pytorch-lightning", "torchdata", "av", "decord", "wandb")
+
+
+class RunRecord(SaveConfigCallback):
+    """Write ``config.yaml`` (resolved, usable with ``--config`` again) and append this start to ``run.json`` in the run folder.
+
+    ``run.json`` is ``{"starts": [...]}``: a resumed run adds a start and keeps the earlier ones.
+    """
+
+    def __init__(self, *args: Any, command_line: list[str], **kwargs: Any) -> None:
+        super().__init__(*args, save_to_log_dir=False, **kwargs)
+        self.command_line = command_line
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write both files (Lightning calls this on rank 0 only). Only ``fit`` writes: the others leave the record alone."""
+        if stage != "fit":
+            return
+        run_dir = Path(trainer.default_root_dir)
+        write_text(run_dir / CONFIG_FILE, self.parser.dump(self.config, skip_none=False, skip_link_targets=True))
+        starts = json.loads((run_dir / RECORD_FILE).read_text())["starts"] if (run_dir / RECORD_FILE).exists() else []
+        settings = self.config.as_dict()
+        start = {
+            "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": shlex.join(self.command_line),
+            "seed": settings.get("seed_everything"),
+            "git_commit": git_commit(Path.cwd()),
+            "manifest_sha256": manifest_hashes(settings),
+            "versions": package_versions(),
+            "hardware": hardware(),
+            "world_size": trainer.world_size,
+        }
+        write_json(run_dir / RECORD_FILE, {"starts": [*starts, start]})
+
+
+def manifest_hashes(settings: Any) -> dict[str, str]:
+    """SHA-256 of every existing ``.jsonl`` file that the settings name, by its name as written there."""
+    if isinstance(settings, dict):
+        return {path: digest for value in settings.values() for path, digest in manifest_hashes(value).items()}
+    if isinstance(settings, (list, tuple)):
+        return {path: digest for value in settings for path, digest in manifest_hashes(value).items()}
+    if isinstance(settings, (str, os.PathLike)) and Path(settings).suffix == ".jsonl" and Path(settings).is_file():
+        return {str(settings): sha256_file(Path(settings))}
+    return {}
+
+
+def git_commit(folder: Path) -> str | None:
+    """Return the commit checked out in ``folder``, with ``-dirty`` if tracked files differ; ``None`` outside git."""
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{commit}-dirty" if changed else commit
+
+
+def package_versions() -> dict[str, str]:
+    """Return the installed version of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Return the processor, core and thread counts and the names of CUDA devices."""
+    return {
+        "platform": platform.platform(),
+        "cpu_cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "cuda_devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+    }
+
+
+def process_command_line() -> list[str]:
+    """Return the words that started this process."""
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()

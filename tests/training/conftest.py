@@ -1,0 +1,200 @@
+"""A tiny random LLaMA-VID and manifests over real mp4 files, made once a session."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import (
+    CLIPVisionConfig,
+    InstructBlipQFormerConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
+
+from longvid_train.models.llama_vid import LlamaVidConfig, LlamaVidForConditionalGeneration
+from longvid_train.models.llama_vid.processing import LlamaVidProcessor
+
+WORDS = [
+    "<pad>",
+    "<s>",
+    "</s>",
+    "<unk>",
+    ":",
+    ".",
+    "?",
+    "\n",
+    "A",
+    "a",
+    "red",
+    "green",
+    "blue",
+    "what",
+    "colour",
+    "is",
+    "the",
+    "video",
+    "Describe",
+    "In",
+    "USER",
+    "ASSISTANT",
+]
+VOCABULARY = [*dict.fromkeys(WORDS)]
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Word-level, a token for every word, mark and newline."""
+    inner = Tokenizer(models.WordLevel({word: index for index, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\n|[:.?]"), "isolated"),
+            pre_tokenizers.Split(Regex(r" +"), "removed"),
+        ]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def tiny_config() -> LlamaVidConfig:
+    size = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    return LlamaVidConfig(
+        vision_config=CLIPVisionConfig(**size, image_size=28, patch_size=14).to_dict(),
+        text_decoder_config=InstructBlipQFormerConfig(
+            **size, vocab_size=len(VOCABULARY), encoder_hidden_size=16, max_position_embeddings=64
+        ).to_dict(),
+        text_config=LlamaConfig(
+            **size,
+            num_key_value_heads=2,
+            vocab_size=len(VOCABULARY),
+            max_position_embeddings=256,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+        ).to_dict(),
+        num_queries=4,
+        max_prompt_tokens=32,
+        visual_token_id=len(VOCABULARY),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    torch.manual_seed(0)
+    config = tiny_config()
+    LlamaVidForConditionalGeneration(config).save_pretrained(folder)
+    LlamaVidProcessor.for_model(config, tokenizer(), tokenizer()).save_pretrained(folder)
+    return folder
+
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220)}
+
+
+def write_video(path: Path, colour: tuple[int, int, int], frames: int = 4) -> None:
+    """One frame a second of one colour."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=1)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        for number in range(frames):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), colour, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 1)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@dataclass(frozen=True)
+class World:
+    """A folder of colour videos and a way to write manifests over them."""
+
+    folder: Path
+
+    def manifest(self, name: str, rows: int, *, prefix: str = "row") -> Path:
+        """``rows`` questions about the colours, answers of one or of three tokens."""
+        lines = []
+        for row in range(rows):
+            colour = list(COLOURS)[row % 3]
+            answer = colour if row % 2 else f"a {colour} video"
+            lines.append(
+                {
+                    "id": f"{prefix}{row}",
+                    "media": [{"type": "video", "path": f"{colour}.mp4"}],
+                    "conversation": [
+                        {"role": "user", "text": "<video>\nwhat colour is the video ?"},
+                        {"role": "assistant", "text": answer},
+                    ],
+                    "meta": {"kind": "detail" if row % 2 else "description"},
+                }
+            )
+        return self.write(name, lines)
+
+    def write(self, name: str, rows: list[dict[str, Any]]) -> Path:
+        path = self.folder / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("world")
+    for name, colour in COLOURS.items():
+        write_video(folder / f"{name}.mp4", colour)
+    return World(folder)
+
+
+@pytest.fixture
+def fit_config(tiny_model_folder: Path, world: World, tmp_path: Path) -> Callable[..., Path]:
+    """Write a complete config of a tiny run to ``tmp_path`` and return its path; keywords replace dotted keys."""
+
+    def write(**changes: Any) -> Path:
+        config: dict[str, Any] = {
+            "seed_everything": 7,
+            "run_dir": str(tmp_path / "run"),
+            "wandb": "off",
+            "model": {
+                "class_path": "longvid_train.training.module.LlamaVidTraining",
+                "init_args": {
+                    "model": str(tiny_model_folder),
+                    "stage": {"name": "instruction", "trainable": ["*", "!vision_tower"]},
+                    "optimizer": {"lr": 1e-3},
+                },
+            },
+            "data": {
+                "class_path": "longvid_train.data.datamodule.ManifestDataModule",
+                "init_args": {
+                    "train": str(world.manifest("train.jsonl", 12)),
+                    "test": str(world.manifest("test.jsonl", 4, prefix="held")),
+                    "media": {
+                        "sampling": {"class_path": "longvid_train.video.UniformFrames", "init_args": {"count": 2}}
+                    },
+                    "loading": {"batch_size": 2},
+                },
+            },
+            "trainer": {
+                "accelerator": "cpu",
+                "devices": 1,
+                "max_epochs": 1,
+                "log_every_n_steps": 1,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+            },
+        }
+        for dotted, value in changes.items():
+            target = config
+            *path, last = dotted.split("__")
+            for part in path:
+                target = target[part]
+            target[last] = value
+        file = tmp_path / "config.yaml"
+        file.write_text(json.dumps(config))
+        return file
+
+    return write
