@@ -4,8 +4,8 @@ Measured against a sequential decode of files with the frame number painted in (
 
 * Seeking is exact in MP4/QuickTime and Matroska/WebM. AVI has no presentation times for B-frames, MPEG-TS and MPEG-PS
   seek by bytes, and a GIF has one keyframe: those are read in order from the start.
-* decord seeks wrongly with open GOPs, HEVC and MPEG-4 B-frames, cannot decode AV1 and GIF, and returns wrong frames
-of MPEG-TS.
+* decord seeks wrongly with open GOPs, HEVC and MPEG-4 B-frames, cannot decode AV1 and GIF, returns
+  wrong frames of MPEG-TS, and fails on pictures turned by 90 or 270 degrees.
 """
 
 import importlib.util
@@ -47,7 +47,9 @@ def access(container: str) -> Access:
 
 def decord_is_right(info: VideoInfo, index: FrameIndex) -> bool:
     """Whether decord returns the right frames of this file."""
-    return access(info.container) is Access.SEEK and info.codec in _DECORD_CODECS and index.is_closed_gop()
+    seekable = access(info.container) is Access.SEEK
+    keeps_size = info.rotation_deg in (0, 180)
+    return seekable and keeps_size and info.codec in _DECORD_CODECS and index.is_closed_gop()
 
 
 def choose(reader: str, info: VideoInfo, index: FrameIndex) -> str:
@@ -68,7 +70,7 @@ def choose(reader: str, info: VideoInfo, index: FrameIndex) -> str:
         )
     if not decord_is_right(info, index):
         raise UserError(
-            f"{info.path}: decord returns wrong frames of {info.codec} in {info.container.split(',')[0]} "
-            "unless it is H.264 or VP9 in MP4 or Matroska with closed GOPs; use reader 'pyav'"
+            f"{info.path}: decord is only right for H.264 and VP9 in MP4 or Matroska with closed GOPs, not turned by "
+            f"90 degrees (this is {info.codec} in {info.container.split(',')[0]}); use reader 'pyav'"
         )
     return "decord"
