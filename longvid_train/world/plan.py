@@ -134,7 +134,9 @@ class _Part:
         wanted: int = getattr(self._settings, use).get(self._split, 0)
         for index in range(FIRST_INDEX[use], FIRST_INDEX[use] + wanted):
             rng = _stream(self._split, self._seed, index)
-            world = _world_settings(self._settings, _duration_s(self._settings, rng))
+            # A transcript has one line a second, so a text's length is a whole number of seconds.
+            rate = Fraction(1) if use == "texts" else self._settings.fps
+            world = _world_settings(self._settings, _duration_s(self._settings, rate, rng))
             episode = make_episode(world, split=self._split, seed=self._seed, index=index)
             self.events.append(events_digest(episode))
             yield episode, rng
@@ -206,7 +208,7 @@ def _world_settings(settings: SetSettings, duration_s: float) -> WorldSettings:
     return replace(usual, gap_s=(0.5 * pause_s, 1.5 * pause_s))
 
 
-def _duration_s(settings: SetSettings, rng: random.Random) -> float:
+def _duration_s(settings: SetSettings, fps: Fraction, rng: random.Random) -> float:
     """A length from the range, as a whole number of frames."""
-    frames = max(1, round(rng.uniform(*settings.duration_s) * settings.fps))
-    return float(frames / settings.fps)
+    frames = round(rng.uniform(*settings.duration_s) * fps)
+    return float(frames / fps)

@@ -20,6 +20,7 @@ MIN_DURATION_S = 2.0
 """An episode this long has at least one object."""
 
 MAX_DURATION_S = 4 * 3600.0
+MAX_COUNT_OF_EPISODES = 1_000_000
 MIN_FPS, MAX_FPS = 1, 240
 MAX_SIZE_PX = 2048
 
@@ -92,8 +93,10 @@ def _check_counts(settings: SetSettings) -> None:
                 raise UserError(
                     f"split '{split}' is unknown{nearest(split, list(get_args(Split)))} Splits: train, val, test"
                 )
-            if not isinstance(count, int) or count < 0:
+            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
                 raise UserError(f"{what}: {split}={count!r} must be a whole number, zero or more")
+            if count > MAX_COUNT_OF_EPISODES:
+                raise UserError(f"{what}: {split}={count} must be at most {MAX_COUNT_OF_EPISODES}; use several seeds")
     if not settings.splits:
         raise UserError(
             f"set '{settings.name}' is empty; give a count, e.g. videos: {{train: 200}} or --split train=200"
