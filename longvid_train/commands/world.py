@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--questions-per-episode", type=int, default=absent, metavar="N", help="at most N questions an episode (3)")
     add("--multi-turn", action="store_true", default=absent, help="one conversation an episode, not one row a question")
     add("--subtitles", action="store_true", default=absent, help="speak code words; write .srt files")
-    add("--overlap", type=float, default=absent, help="chance that two objects share the screen (0.25)")
+    add("--overlap", type=float, default=absent, help="chance that the next object enters while one is there")
     add("--most-objects", type=int, default=absent, metavar="N", help="objects an episode, about, at most (30)")
     add("--gop", type=int, default=absent, help="most frames between keyframes (16)")
     add("--crf", type=int, default=absent, help="x264 quality, smaller is better (18)")

@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from longvid_train.errors import UserError, nearest
-from longvid_train.world.episode import Split
+from longvid_train.world.episode import Split, WorldSettings
 from longvid_train.world.questions import QUESTION_KINDS
 from longvid_train.world.render import MIN_SIZE_PX
 
@@ -62,7 +62,7 @@ class SetSettings:
     questions_per_episode: int = 3
     multi_turn: bool = False
     subtitles: bool = False
-    overlap: float = 0.25
+    overlap: float = WorldSettings.overlap
     most_objects: int = 30
     gop: int = 16
     crf: int = 18
