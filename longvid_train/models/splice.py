@@ -33,7 +33,7 @@ def embed_and_splice(
     if count != len(visual_tokens):
         raise UserError(
             f"input_ids hold {count} visual placeholders (id {visual_token_id}) but the frames make "
-            f"{len(visual_tokens)} visual tokens; the text must be built with the model's tokens_per_frame and never cut inside a clip"
+            f"{len(visual_tokens)} visual tokens; count with tokens_per_frame, never cut inside a clip"
         )
     text = embedding(input_ids.masked_fill(placeholders, 0))
     return text.masked_scatter(placeholders.unsqueeze(-1), visual_tokens.to(text.dtype))

@@ -35,7 +35,7 @@ def supervised_loss_sum(
     if len(targets) <= chunk:
         return _chunk_loss(states, targets, lm_head), count
     total = states.new_zeros((), dtype=torch.float32)
-    for part, wanted in zip(states.split(chunk), targets.split(chunk), strict=True):
+    for part, wanted in zip(torch.split(states, chunk), torch.split(targets, chunk), strict=True):
         total = total + checkpoint(_chunk_loss, part, wanted, lm_head, use_reentrant=False)
     return total, count
 

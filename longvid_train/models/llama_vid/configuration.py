@@ -21,14 +21,14 @@ class LlamaVidConfig(PreTrainedConfig):
     """Everything needed to build the architecture without weights.
 
     Attributes:
-        vision_config: ``InstructBlipVisionConfig`` (EVA-CLIP style) or ``CLIPVisionConfig``; ``model_type`` tells which.
+        vision_config: ``InstructBlipVisionConfig`` (EVA-CLIP style) or ``CLIPVisionConfig``, by ``model_type``.
         text_decoder_config: ``InstructBlipQFormerConfig``, a ``BertConfig`` with ``is_decoder`` and
             ``add_cross_attention``, or ``None`` for a model with content tokens only.
         text_config: ``LlamaConfig`` of the language model.
         num_queries: learned queries of the Q-Former (the BERT decoder has none: its text positions are the queries).
         use_context: a context token a frame. ``None`` means "if there is a text decoder".
         use_content: content tokens a frame.
-        vision_select_layer: hidden state a CLIP tower gives (``-1`` is its last layer's output); EVA-CLIP has no choice.
+        vision_select_layer: hidden state a CLIP tower gives (``-1``: its last layer's output); EVA-CLIP has no choice.
         image_size: side in pixels the model sees. ``None`` means the tower's own; another size interpolates the
             position embeddings (bicubic).
         visual_token_id: placeholder id of one visual token in ``input_ids``. It may lie outside the vocabulary.

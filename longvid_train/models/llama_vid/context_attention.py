@@ -1,6 +1,6 @@
 """The context token (paper Eq. 1, with the query and key projections that the public checkpoints have).
 
-``n`` frame-prompt pairs, ``M`` queries, ``P`` patches, widths ``Q`` of the text decoder, ``C`` tower, ``H`` language model.
+``n`` frame-prompt pairs, ``M`` queries, ``P`` patches; widths: ``Q`` text decoder, ``C`` tower, ``H`` language model.
 """
 
 import torch

@@ -22,7 +22,7 @@ def build_content_projector(vision_width: int, language_width: int) -> nn.Sequen
 
 
 def pool_patches(patches: torch.Tensor, content_grid: int) -> torch.Tensor:
-    """Average-pool ``(D, P, C)`` patches of a square grid to ``(D, n * n, C)``, rows first; ``ALL_PATCHES`` keeps all."""
+    """Average-pool ``(D, P, C)`` patches of a square to ``(D, n * n, C)``, row by row; ``ALL_PATCHES`` keeps all."""
     if content_grid == ALL_PATCHES:
         return patches
     if content_grid == 1:
@@ -54,7 +54,9 @@ def context_tokens(
 ) -> list[torch.Tensor]:
     """Context tokens of the distinct (frame, prompt) pairs, ``chunk`` at a time; the parts add up to ``(U, H)``."""
     parts = []
-    for frames, prompts in zip(plan.pair_frames.split(chunk), plan.pair_prompts.split(chunk), strict=True):
+    for frames, prompts in zip(
+        torch.split(plan.pair_frames, chunk), torch.split(plan.pair_prompts, chunk), strict=True
+    ):
         pair_features = features[frames.to(features.device)]
         rows = prompts.to(prompt_input_ids.device)
         queries, mask = decoder(pair_features, prompt_input_ids[rows], prompt_attention_mask[rows])

@@ -24,6 +24,7 @@ from longvid_train.models.llama_vid.text_decoder_qformer import QUERY_INIT_STD, 
 from longvid_train.models.llama_vid.vision_tower import build_vision_tower, encode_in_chunks
 from longvid_train.models.splice import embed_and_splice
 from longvid_train.models.supervised_loss import supervised_loss_sum
+from longvid_train.types import IGNORE_INDEX
 
 VISUAL_KEYS = (
     "pixel_values",
@@ -212,17 +213,16 @@ class LlamaVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 raise UserError(
                     "frames are given without visual_spans; pass all of VisualInputs, or none for text only"
                 )
-            embedding = self.get_input_embeddings()
-            none = input_ids.new_zeros(0, self.config.text_config.hidden_size, dtype=self.dtype)
-            text = embed_and_splice(embedding, input_ids, none, self.config.visual_token_id)
-            return text + self._zero_of_unused_parts() if self.training and torch.is_grad_enabled() else text
-        if content_grids is None or prompt_input_ids is None or prompt_attention_mask is None:
-            raise UserError("visual_spans need content_grids, prompt_input_ids and prompt_attention_mask beside them")
-        if (pixel_values is None) == (visual_features is None):
-            raise UserError("visual_spans need exactly one of pixel_values and visual_features")
-        features = visual_features if pixel_values is None else self.encode_frames(pixel_values)
-        tokens = self.visual_tokens(features, visual_spans, content_grids, prompt_input_ids, prompt_attention_mask)
-        return embed_and_splice(self.get_input_embeddings(), input_ids, tokens, self.config.visual_token_id)
+            tokens = input_ids.new_zeros(0, self.config.text_config.hidden_size, dtype=self.dtype)
+        else:
+            if content_grids is None or prompt_input_ids is None or prompt_attention_mask is None:
+                raise UserError("visual_spans need content_grids, prompt_input_ids and prompt_attention_mask too")
+            features = self._features(pixel_values, visual_features)
+            tokens = self.visual_tokens(features, visual_spans, content_grids, prompt_input_ids, prompt_attention_mask)
+        embeds = embed_and_splice(self.get_input_embeddings(), input_ids, tokens, self.config.visual_token_id)
+        if visual_spans is None and self.training and torch.is_grad_enabled():
+            embeds = embeds + self._zero_of_unused_parts()
+        return embeds
 
     @can_return_tuple
     def forward(
@@ -271,9 +271,8 @@ class LlamaVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        visual = visual_spans is not None
-        if inputs_embeds is None:
-            if cached_length(past_key_values) and not visual:
+        if input_ids is not None:
+            if cached_length(past_key_values) and visual_spans is None:
                 inputs_embeds = self.get_input_embeddings()(input_ids)
             else:
                 inputs_embeds = self.multimodal_embeddings(
@@ -317,7 +316,7 @@ class LlamaVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Returns:
             The float32 scalar sum and the int64 scalar count.
         """
-        count = (batch["labels"][:, 1:] != -100).sum()
+        count = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
         return self(**batch, num_items_in_batch=1, use_cache=False).loss, count
 
     @torch.no_grad()
@@ -336,9 +335,54 @@ class LlamaVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         visual = {name: kwargs.pop(name, None) for name in VISUAL_KEYS}
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
-        if visual["visual_spans"] is not None and input_ids is not None:
-            kwargs["inputs_embeds"] = self.multimodal_embeddings(input_ids, **visual)
+        if any(value is not None for value in visual.values()):
+            if input_ids is None:
+                raise UserError("visual inputs need input_ids with their placeholders; inputs_embeds hold them already")
+            kwargs["spliced_prompt"] = self.multimodal_embeddings(input_ids, **visual)
         return super().generate(inputs=input_ids, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        spliced_prompt: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Feed the spliced prompt wherever its positions are not in the cache yet, and token ids after it.
+
+        Holds for a prefill in one go or in chunks, for generation without a cache and for candidate tokens behind the
+        prompt. The other arguments are transformers'.
+
+        Args:
+            spliced_prompt: ``(rows, S, H)`` from ``generate``.
+        """
+        start = cached_length(past_key_values)
+        if spliced_prompt is not None and start < spliced_prompt.shape[1]:
+            if next_sequence_length is not None:
+                input_ids, next_sequence_length = input_ids[:, -next_sequence_length:], None
+            inputs_embeds = spliced_prompt[:, start : start + input_ids.shape[1]]
+            behind = self.get_input_embeddings()(input_ids[:, inputs_embeds.shape[1] :])
+            inputs_embeds, is_first_iteration = torch.cat([inputs_embeds, behind], dim=1), True
+        return super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
+
+    def _features(self, pixel_values: torch.Tensor | None, visual_features: torch.Tensor | None) -> torch.Tensor:
+        if pixel_values is not None and visual_features is None:
+            return self.encode_frames(pixel_values)
+        if visual_features is not None and pixel_values is None:
+            return visual_features
+        raise UserError("visual_spans need exactly one of pixel_values and visual_features")
 
     def _logits(
         self, hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor | None, *, wanted: bool
@@ -356,7 +400,7 @@ class LlamaVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
         A text-only batch runs no vision. Data-parallel reducers still expect a gradient from each rank for each trained
         parameter, so this gives zeros.
         """
-        zeros = [parameter.sum() * 0 for parameter in self._trained_visual_parameters()]
+        zeros = [parameter.float().sum().to(self.device) * 0 for parameter in self._trained_visual_parameters()]
         return torch.stack(zeros).sum() if zeros else torch.zeros((), device=self.device)
 
     def _trained_visual_parameters(self) -> Iterator[nn.Parameter]:

@@ -1,7 +1,7 @@
 """Building a LLaMA-VID from separately pretrained parts, as the paper does (EVA-CLIP, InstructBLIP's Q-Former, Vicuna).
 
-A tower and a language model are folders written by transformers' ``save_pretrained``; a text decoder is a folder written by
-``save_text_decoder``: ``text_decoder.json`` (class, widths, configuration) and ``text_decoder.safetensors``.
+A tower and a language model are folders of transformers' ``save_pretrained``; a text decoder is a folder written
+by ``save_text_decoder``: ``text_decoder.json`` (class, widths, configuration) and ``text_decoder.safetensors``.
 """
 
 import json
@@ -60,7 +60,7 @@ def build_llama_vid(
         dtype: of the whole model.
         vision_select_layer: hidden state a CLIP tower gives.
         num_queries: of a fresh Q-Former; a pretrained one has its own number.
-        **config_fields: other fields of ``LlamaVidConfig`` (``use_content``, ``image_size``, ``max_prompt_tokens``, ...).
+        **config_fields: other fields of ``LlamaVidConfig`` (``use_content``, ``image_size``, ...).
 
     Returns:
         The model in eval mode.
@@ -95,7 +95,7 @@ def build_llama_vid(
 
 
 def save_text_decoder(decoder: TextDecoderModule, folder: str | Path) -> None:
-    """Write a text decoder (queries, LayerNorm and projection included) as ``text_decoder.json`` and ``.safetensors``."""
+    """Write a text decoder, queries, LayerNorm and projection included, into ``folder`` (see the top of this file)."""
     folder = Path(folder)
     with atomic_path(folder / WEIGHTS_FILE) as temporary:
         save_file({name: value.contiguous() for name, value in decoder.state_dict().items()}, temporary)

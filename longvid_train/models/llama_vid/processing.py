@@ -54,8 +54,8 @@ class LlamaVidProcessor:
 
     Args:
         tokenizer: the language model's.
-        prompt_tokenizer: the text decoder's (bert-base-uncased's in the public models); ``None`` for a model with content
-            tokens only.
+        prompt_tokenizer: the text decoder's (bert-base-uncased's in the public models); ``None`` for a model with
+            content tokens only.
         settings: see ``ProcessorSettings``.
 
     Raises:
@@ -133,7 +133,7 @@ class LlamaVidProcessor:
         A prompt longer than ``max_prompt_tokens`` loses its beginning.
 
         Returns:
-            ids and mask, both ``(R, Lp)`` int64, padded on the right, ``Lp >= 1``. Without a text decoder: zeros ``(R, 1)``.
+            ids and mask, both ``(R, Lp)`` int64, padded on the right, ``Lp >= 1``.
         """
         if self.prompt_tokenizer is None or not prompts:
             empty = torch.zeros(len(prompts), 1, dtype=torch.long)

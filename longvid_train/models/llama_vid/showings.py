@@ -68,7 +68,7 @@ def plan_showings(
     pairs = torch.empty(0, 2, dtype=torch.long)
     pair_rows = frames
     if context:
-        pairs, pair_rows = torch.stack([frames, prompts], dim=1).unique(dim=0, return_inverse=True)
+        pairs, pair_rows = torch.unique(torch.stack([frames, prompts], dim=1), dim=0, return_inverse=True)
         base = len(pairs)
     content_rows = torch.zeros_like(frames)
     content_groups = []
@@ -85,10 +85,10 @@ def plan_showings(
 def _content_groups(
     grids: torch.Tensor, frames: torch.Tensor
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Yield, for each distinct grid, the shown frames that use it, the distinct ones, and each one's row among those."""
-    for grid in grids.unique().tolist():
+    """Yield, for each distinct grid, the shown frames that use it, the distinct ones, and each one's row there."""
+    for grid in torch.unique(grids).tolist():
         shown = (grids == grid).nonzero().squeeze(1)
-        distinct, row = frames[shown].unique(return_inverse=True)
+        distinct, row = torch.unique(frames[shown], return_inverse=True)
         yield grid, shown, distinct, row
 
 
@@ -115,7 +115,7 @@ def _check_spans(
     for row, (first, count, prompt) in enumerate(spans.tolist()):
         if first < 0 or count < 1 or first + count > frame_count:
             raise UserError(
-                f"visual_spans row {row} asks for {count} frames from frame {first} but the batch has {frame_count} frames"
+                f"visual_spans row {row} asks for {count} frames from frame {first} but the batch has {frame_count}"
             )
         if context and not 0 <= prompt < prompt_count:
             raise UserError(f"visual_spans row {row} asks for prompt {prompt} but the batch has {prompt_count} prompts")

@@ -77,5 +77,5 @@ def encode_in_chunks(tower: VisionTower, pixel_values: torch.Tensor, chunk: int)
     """
     trained = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in tower.parameters())
     with torch.set_grad_enabled(trained):
-        parts: list[Any] = [tower.encode(part) for part in pixel_values.split(chunk)]
+        parts: list[Any] = [tower.encode(part) for part in torch.split(pixel_values, chunk)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
