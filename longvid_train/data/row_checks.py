@@ -79,7 +79,7 @@ def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _check_media(medium: Any, where: str, allow_outside: bool) -> None:
     _object(medium, where)
     kind = medium.get("type")
-    if kind not in MEDIA_KEYS:
+    if kind not in tuple(MEDIA_KEYS):
         _fail(f"{where}.type", kind, "it must be 'image' or 'video'")
     _keys(medium, MEDIA_KEYS[kind], required=("type", "path"), where=f"{where}.")
     _check_path(medium["path"], f"{where}.path", allow_outside)

@@ -173,8 +173,8 @@ def piece_ids(text: str, tokenizer: Any, *, continues: bool = False) -> list[int
     ids = _plain_ids(_ANCHOR + text, tokenizer)
     if ids[: len(anchor)] != anchor:
         raise UserError(
-            f"the tokenizer merges '{_ANCHOR}' with the text {text[:20]!r} after it, so an answer would change the ids of "
-            "its prompt; use a tokenizer that splits before a space"
+            f"the tokenizer merges '{_ANCHOR}' with the text {text[:20]!r} after it, so an answer would change "
+            "the ids of its prompt; use a tokenizer that splits before a space"
         )
     return ids[len(anchor) :]
 
