@@ -37,7 +37,8 @@ FUNCTION_WORDS = frozenset(
         "with",
     ]
 )
-"""Words that carry no content; left out of sentence scores, so that a fluent but wrong sentence earns nothing for its glue."""
+"""Words that carry no content; left out of sentence scores, so that a fluent but wrong sentence earns nothing for its
+glue."""
 
 _NO_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
 
@@ -61,9 +62,9 @@ def exact_match(answer: str, truth: str) -> float:
 def ordered_word_score(answer: str, truth: str) -> float:
     """Return LCS(answer, truth) / max(len(answer), len(truth)) over content words, from 0 to 1.
 
-    LCS is the longest common subsequence of the two word lists: words must be right and in the right order, but a missing word
-    does not shift the rest. Dividing by the longer list means that listing every word there is earns nothing. 1.0 if both
-    lists are empty.
+    LCS is the longest common subsequence of the two word lists: words must be right and in the right order, but a
+    missing word does not shift the rest. Dividing by the longer list means that listing every word there is earns
+    nothing. 1.0 if both lists are empty.
     """
     said, wanted = content_words(answer), content_words(truth)
     longest = max(len(said), len(wanted))
@@ -71,7 +72,8 @@ def ordered_word_score(answer: str, truth: str) -> float:
 
 
 def score_answer(answer: str, truth: str, kind: str) -> float:
-    """Score from 0 to 1 by the rule of the question's ``kind``: ``ordered_word_score`` for sentences, else ``exact_match``."""
+    """Score from 0 to 1 by the rule of the question's ``kind``: ``ordered_word_score`` for sentences, else
+    ``exact_match``."""
     return ordered_word_score(answer, truth) if kind in SEQUENCE_KINDS else exact_match(answer, truth)
 
 

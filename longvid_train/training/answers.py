@@ -41,8 +41,8 @@ class AnswerAccuracy(Callback):
     """Answer the rows of ``data.test`` by greedy generation when training starts and ends, and every ``every_n_steps``.
 
     Writes ``answers_before.jsonl``, ``answers_after.jsonl`` and ``answers_step_<n>.jsonl`` to the run folder, logs
-    ``answers/<kind>`` and ``answers/overall`` (mean scores), and a table of the first answers to wandb. A resumed run does not
-    repeat "before".
+    ``answers/<kind>`` and ``answers/overall`` (mean scores), and a table of the first answers to wandb. A resumed run
+    does not repeat "before".
 
     Args:
         enabled: False answers nothing.
@@ -183,7 +183,8 @@ def generate_answers(model: Any, processor: Any, batch: Batch, *, max_new_tokens
 
 
 def frames_per_row(visual: VisualInputs | None, visual_tokens: Sequence[int], processor: Any) -> list[int]:
-    """Return the number of distinct frames each row of a batch shows, from its visual tokens and the spans in reading order."""
+    """Return the number of distinct frames each row of a batch shows, from its visual tokens and the spans in reading
+    order."""
     if visual is None:
         return [0] * len(visual_tokens)
     spans = iter(zip(visual["visual_spans"].tolist(), visual["content_grids"].tolist(), strict=True))

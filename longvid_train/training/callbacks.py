@@ -9,7 +9,8 @@ from longvid_train.training.checkpoint import save_folder
 
 
 class ExportModel(Callback):
-    """At the end of ``fit``, write model and processor in transformers' format to ``folder`` (rank 0 only, all or nothing).
+    """At the end of ``fit``, write model and processor in transformers' format to ``folder`` (rank 0 only, all or
+    nothing).
 
     ``longvid ask`` and the next stage load that folder.
     """

@@ -26,7 +26,8 @@ def check_llama_vid_folder(folder: str | Path) -> None:
 
 
 def save_folder(target: Path, *parts: Any) -> None:
-    """Write ``parts`` (anything with ``save_pretrained``) into the folder ``target``, which is whole at any moment or absent.
+    """Write ``parts`` (anything with ``save_pretrained``) into the folder ``target``, which is whole at any moment or
+    absent.
 
     The parts go to a temporary neighbour; an older ``target`` is moved aside, replaced and only then removed.
     """

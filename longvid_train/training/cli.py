@@ -25,12 +25,14 @@ Example: train the first stage of the nano LLaMA-VID, then continue it after an 
   longvid fit --config configs/llama_vid/nano/stage1.yaml --ckpt_path last
 
 Paths in a config are relative to the working directory. Any key can be overridden on the command line:
---run_dir runs/a --model.model runs/parts --model.optimizer.lr 1e-4 --data.train runs/train.jsonl --trainer.max_steps 100
+--run_dir runs/a --model.model runs/parts --model.optimizer.lr 1e-4 --data.train runs/train.jsonl --trainer.max_steps
+100
 """
 
 
 class RunCLI(LightningCLI):
-    """``fit``, ``validate``, ``test`` and ``predict`` in subclass mode. Only the parser of the subcommand asked for is built."""
+    """``fit``, ``validate``, ``test`` and ``predict`` in subclass mode. Only the parser of the subcommand asked for is
+    built."""
 
     def __init__(self, subcommand: str, arguments: list[str]) -> None:
         self._only = subcommand
@@ -96,7 +98,9 @@ class RunCLI(LightningCLI):
         extra: list[Callback] = [ExportModel(run_dir / MODEL_FOLDER)] if training else []
         if not sys.stderr.isatty() and settings["trainer"]["enable_progress_bar"] is not False:
             extra.append(LineProgress(settings["log_interval_s"]))
-        self.trainer_defaults = {"callbacks": extra}
+        # The export goes first: a failure of another callback must not cost the trained model.
+        chosen = self.config_init[self._only]["trainer"]["callbacks"] or []
+        kwargs["callbacks"] = [*extra, *(chosen if isinstance(chosen, list) else [chosen])]
         return super().instantiate_trainer(**kwargs)
 
 

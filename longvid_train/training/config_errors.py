@@ -42,7 +42,8 @@ def one_line(message: str, subcommand: str) -> str:
             return _unknown_key(found.group(1), message, subcommand)
     missing = re.search(r"following arguments are required: (.+)", message)
     if missing:
-        return f"{subcommand}: no value for {missing.group(1)}; give a config, e.g. --config configs/llama_vid/nano/stage1.yaml"
+        example = "--config configs/llama_vid/nano/stage1.yaml"
+        return f"{subcommand}: no value for {missing.group(1)}; give a config, e.g. {example}"
     lines = [line.strip() for line in message.splitlines()]
     kept = [
         re.sub(r"<class '(?:builtins\.)?([\w.]+)'>", r"\1", line) for line in lines if line and not _NOISE.match(line)

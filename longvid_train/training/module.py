@@ -26,17 +26,17 @@ class NonFiniteLossError(RuntimeError):
 class LlamaVidTraining(pl.LightningModule):
     """Trains a LLaMA-VID checkpoint on the batches of a data module.
 
-    The gradient of an optimiser step is that of the loss averaged over all supervised tokens of the step, whatever the split into
-    micro-batches (``accumulate_grad_batches``) and DDP ranks. Random numbers of micro-batch ``i`` depend on the seed, the rank
-    and ``i`` only, so a resumed run repeats an uninterrupted one.
+    The gradient of an optimiser step is that of the loss averaged over all supervised tokens of the step, whatever the
+    split into micro-batches (``accumulate_grad_batches``) and DDP ranks. Random numbers of micro-batch ``i`` depend on
+    the seed, the rank and ``i`` only, so a resumed run repeats an uninterrupted one.
 
     Args:
         model: folder of a LLaMA-VID checkpoint (model and processor, as ``fit`` exports it).
         stage: what trains.
         optimizer: AdamW's settings.
         warmup_ratio: share of the optimiser steps spent warming up, from 0 up to but without 1 (the paper: 0.03).
-        rope_scaling: divide rotary positions by this factor and widen the language window by it (stage 3 of the paper: 16);
-            written into the exported checkpoint's own text config. 1 leaves the checkpoint as it is.
+        rope_scaling: divide rotary positions by this factor and widen the language window by it (stage 3 of the paper:
+            16); written into the exported checkpoint's own text config. 1 leaves the checkpoint as it is.
         gradient_checkpointing: recompute activations in the backward pass of modules that train.
         torch_threads: CPU threads of each process; 0 keeps torch's own choice.
     """
@@ -81,7 +81,8 @@ class LlamaVidTraining(pl.LightningModule):
             check_accumulation(len(self.trainer.datamodule.train_dataloader()), self.trainer.accumulate_grad_batches)
 
     def configure_model(self) -> None:
-        """Load the checkpoint and freeze what the stage does not train. Lightning calls it before it restores a checkpoint."""
+        """Load the checkpoint and freeze what the stage does not train. Lightning calls it before it restores a
+        checkpoint."""
         if self.model is not None:
             return
         if self.torch_threads:
@@ -114,26 +115,30 @@ class LlamaVidTraining(pl.LightningModule):
         self.train()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Make the step's random numbers a function of seed, rank and micro-batch, and keep frozen modules in eval mode."""
+        """Make the step's random numbers a function of seed, rank and micro-batch, and keep frozen modules in eval
+        mode."""
         self._hold_frozen_in_eval()
         micro_batch = self.trainer.fit_loop.epoch_loop.total_batch_idx
         torch.manual_seed(_mix(self._seed, self.global_rank, micro_batch))
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        """Return the loss SUMMED over the micro-batch's supervised tokens; ``on_before_optimizer_step`` divides the gradient."""
+        """Return the loss SUMMED over the micro-batch's supervised tokens; ``on_before_optimizer_step`` divides the
+        gradient."""
         loss, tokens = self._summed_loss(batch)
         if not torch.isfinite(loss):
             raise NonFiniteLossError(
-                f"loss is {float(loss.detach())} at step {self.global_step} for samples {', '.join(batch['sample_ids'])}; "
-                "lower the learning rate or look at these samples"
+                f"loss is {float(loss.detach())} at step {self.global_step} for samples "
+                f"{', '.join(batch['sample_ids'])}; lower the learning rate or look at these samples"
             )
         self._window.add(batch, float(loss.detach()), tokens)
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Turn the accumulated gradient into that of the mean over the step's supervised tokens on all ranks, and log the step.
+        """Turn the accumulated gradient into that of the mean over the step's supervised tokens on all ranks, and log
+        the step.
 
-        Lightning divided each micro-batch's loss by ``accumulate_grad_batches`` and DDP averaged over ranks: both are undone.
+        Lightning divided each micro-batch's loss by ``accumulate_grad_batches`` and DDP averaged over ranks: both are
+        undone.
         """
         totals = self.trainer.strategy.reduce(self._window.totals(self.device), reduce_op="sum")
         loss_sum, supervised, tokens, frames = (float(value) for value in totals)
@@ -227,7 +232,7 @@ class _StepWindow:
         self.supervised += supervised
         self.tokens += int(batch["text"]["attention_mask"].sum())
         visual = batch["visual"]
-        self.frames += visual["pixel_values"].shape[0] if visual is not None else 0
+        self.frames += len(visual["pixel_values"]) if visual is not None and "pixel_values" in visual else 0
         self.sample_ids += batch["sample_ids"]
 
     def totals(self, device: torch.device) -> torch.Tensor:

@@ -40,8 +40,8 @@ class OptimizerConfig:
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Split the trainable parameters into a decayed and an undecayed AdamW group; a group without members is left out.
 
-    Decayed: weights of ``nn.Linear`` and ``nn.Conv*``. Undecayed: biases, norms, embeddings (also where the output layer is
-    tied to them), learned queries and every other parameter.
+    Decayed: weights of ``nn.Linear`` and ``nn.Conv*``. Undecayed: biases, norms, embeddings (also where the output
+    layer is tied to them), learned queries and every other parameter.
     """
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, _DECAYED)}
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
@@ -63,7 +63,8 @@ def build_adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
 
 
 def cosine_factor(step: int, *, warmup_steps: int, total_steps: int) -> float:
-    """Learning-rate factor of optimiser step ``step`` (the first is 0): linear to 1 over the warm-up, then half a cosine to 0.
+    """Learning-rate factor of optimiser step ``step`` (the first is 0): linear to 1 over the warm-up, then half a
+    cosine to 0.
 
     With ``w`` warm-up steps the factors are ``1/w, 2/w, ..., 1`` and then fall, so no step is spent at a rate of 0.
     """

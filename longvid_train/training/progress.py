@@ -1,4 +1,5 @@
-"""A progress bar for logs: one line every few seconds instead of a bar that redraws itself, so a log file stays readable."""
+"""A progress bar for logs: one line every few seconds instead of a bar that redraws itself, so a log file stays
+readable."""
 
 import sys
 import time
@@ -9,7 +10,8 @@ from pytorch_lightning.callbacks import ProgressBar
 
 
 class LineProgress(ProgressBar):
-    """Print ``step 120/2400  loss 1.234  lr 1.0e-03  3.2 steps/s  12:01 left`` to stderr at most every ``interval_s`` seconds.
+    """Print ``step 120/2400  loss 1.234  lr 1.0e-03  3.2 steps/s  12:01 left`` to stderr at most every ``interval_s``
+    seconds.
 
     The first and the last step are always printed. Only rank 0 prints.
     """

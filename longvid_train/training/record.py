@@ -23,7 +23,8 @@ _PACKAGES = ("longvid-train", "torch", "transformers", "pytorch-lightning", "tor
 
 
 class RunRecord(SaveConfigCallback):
-    """Write ``config.yaml`` (resolved, usable with ``--config`` again) and append this start to ``run.json`` in the run folder.
+    """Write ``config.yaml`` (resolved, usable with ``--config`` again) and append this start to ``run.json`` in the run
+    folder.
 
     ``run.json`` is ``{"starts": [...]}``: a resumed run adds a start and keeps the earlier ones.
     """
@@ -33,7 +34,8 @@ class RunRecord(SaveConfigCallback):
         self.command_line = command_line
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write both files (Lightning calls this on rank 0 only). Only ``fit`` writes: the others leave the record alone."""
+        """Write both files (Lightning calls this on rank 0 only). Only ``fit`` writes: the others leave the record
+        alone."""
         if stage != "fit":
             return
         run_dir = Path(trainer.default_root_dir)

@@ -1,7 +1,8 @@
 """Stages: which parameters train, by name; everything else is frozen and stays in eval mode.
 
-LLaMA-VID trains in three stages (arXiv 2311.17043, Table 7). The patterns of each are in ``LLAMA_VID_STAGES``. The public code
-decides by substrings of a flag and leaves the dropout of a frozen Q-Former on; here a pattern must match and frozen means eval.
+LLaMA-VID trains in three stages (arXiv 2311.17043, Table 7). The patterns of each are in ``LLAMA_VID_STAGES``. The
+public code decides by substrings of a flag and leaves the dropout of a frozen Q-Former on; here a pattern must match
+and frozen means eval.
 """
 
 from collections.abc import Iterator
@@ -21,9 +22,10 @@ class Stage:
 
     Attributes:
         name: a word for logs and the run record, e.g. ``"alignment"``.
-        trainable: shell-style globs (``*`` also spans dots, case counts) over parameter names or the module paths above them:
-            ``language_model``, ``language_model.*`` and ``*.self_attn.q_proj`` all work. A pattern that starts with ``!`` takes
-            away what it matches from the others. Every pattern must match at least one parameter.
+        trainable: shell-style globs (``*`` also spans dots, case counts) over parameter names or the module paths above
+        them:
+            ``language_model``, ``language_model.*`` and ``*.self_attn.q_proj`` all work. A pattern that starts with
+            ``!`` takes away what it matches from the others. Every pattern must match at least one parameter.
     """
 
     name: str
@@ -48,7 +50,8 @@ class StageReport:
 
 
 def apply_stage(model: nn.Module, stage: Stage) -> StageReport:
-    """Set ``requires_grad`` of every parameter of ``model`` by the stage's patterns and put wholly frozen modules in eval mode.
+    """Set ``requires_grad`` of every parameter of ``model`` by the stage's patterns and put wholly frozen modules in
+    eval mode.
 
     A tied parameter trains if any of its names is selected.
 
@@ -109,4 +112,5 @@ def _no_match(pattern: str, names: list[str], stage: Stage) -> str:
     roots = sorted({name.split(".")[0] for name in names})
     glob = pattern.removeprefix(EXCLUDE)
     hint = nearest(glob, paths) or nearest(glob.split(".")[0], roots)
-    return f"stage '{stage.name}': pattern '{pattern}' matches no parameter{hint} Modules of this model: {', '.join(roots)}"
+    rule = f"stage '{stage.name}': pattern '{pattern}' matches no parameter{hint or ';'}"
+    return f"{rule} the model's modules are {', '.join(roots)}"

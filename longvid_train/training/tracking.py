@@ -21,8 +21,8 @@ METRICS_FILE = "metrics.jsonl"
 class MetricsFile(Logger):
     """A Lightning logger that appends one JSON object a logged step to ``<run_dir>/metrics.jsonl``.
 
-    Each line has ``step`` (optimiser steps done) and the metrics of that call. A fresh run starts an empty file; a resumed run
-    first drops the lines at or after the step it continues from, so every step stands once.
+    Each line has ``step`` (optimiser steps done) and the metrics of that call. A fresh run starts an empty file; a
+    resumed run first drops the lines at or after the step it continues from, so every step stands once.
     """
 
     def __init__(self, run_dir: str, *, resumed: bool) -> None:
@@ -82,7 +82,8 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def build_loggers(run_dir: str, *, wandb: WandbMode, project: str, name: str, resumed: bool) -> list[Logger]:
-    """Build the loggers of a run; ``WANDB_MODE=disabled`` in the environment switches wandb off, ``offline`` keeps it offline.
+    """Build the loggers of a run; ``WANDB_MODE=disabled`` in the environment switches wandb off, ``offline`` keeps it
+    offline.
 
     Raises:
         UserError: ``wandb`` is ``"online"`` and no key is at hand (wandb would stop and ask for one).

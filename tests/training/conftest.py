@@ -64,7 +64,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_config() -> LlamaVidConfig:
-    size = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     return LlamaVidConfig(
         vision_config=CLIPVisionConfig(**size, image_size=28, patch_size=14).to_dict(),
         text_decoder_config=InstructBlipQFormerConfig(

@@ -1,0 +1,138 @@
+"""Mistakes through the real command line: one line on stderr, exit status 2, and nothing lost."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from longvid_train import cli
+
+FitConfig = Callable[..., Path]
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def complaint(config: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Run ``fit``, check the exit status and that stderr has one line, and return it."""
+    assert cli.main(["fit", "--config", str(config), *words]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "expected"),
+    [
+        ({"trainr": {"max_epochs": 1}}, [], "'trainr' is not a key; did you mean 'trainer'?"),
+        ({"trainer__max_epoch": 1}, [], "'trainer.max_epoch' is not a key; did you mean 'max_epochs'?"),
+        ({"model__init_args__optimizer": {"lrr": 1}}, [], "did you mean 'lr'?"),
+        ({"model__init_args__warmup_ration": 1}, [], "did you mean 'warmup_ratio'?"),
+        ({"data__init_args__trian": "x"}, [], "did you mean 'train'?"),
+        ({"answers": {"max_new_token": 3}}, [], "did you mean 'max_new_tokens'?"),
+        ({}, ["--trainer.max_stepz", "3"], "did you mean 'max_steps'?"),
+        ({"model__init_args__optimizer": {"lr": "fast"}}, [], "Expected a float. Got value: fast"),
+        ({"model__init_args__optimizer": {"lr": -1}}, [], "optimizer lr is -1"),
+        ({"wandb": "maybe"}, [], "wandb"),
+        ({"model__class_path": "longvid_train.training.module.Nope"}, [], "Nope"),
+        ({"model__init_args__stage": {"name": "s", "trainable": ["contxt_attention"]}}, [], "'context_attention'?"),
+        ({"trainer__accumulate_grad_batches": 9}, [], "fewer than accumulate_grad_batches = 9"),
+        ({"data__init_args__train": "missing.jsonl"}, [], "missing.jsonl"),
+        ({"model__init_args__model": "missing_folder"}, [], "missing_folder"),
+        ({}, ["--ckpt_path", "last"], "holds no checkpoint"),
+        ({"answers": {"enabled": True}, "data__init_args__test": None}, [], "data.test"),
+    ],
+)
+def test_mistakes_in_a_config(
+    fit_config: FitConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    words: list[str],
+    expected: str,
+) -> None:
+    assert expected in complaint(fit_config(**changes), capsys, *words)
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_missing_config_and_a_broken_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nowhere.yaml" in complaint(tmp_path / "nowhere.yaml", capsys)
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1,\nb: }")
+    assert "broken.yaml" in complaint(broken, capsys)
+
+
+def test_a_broken_manifest_line(
+    fit_config: FitConfig, world: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = world.manifest("good.jsonl", 3).read_text()
+    (world.folder / "broken.jsonl").write_text(good + '{"id": "x"\n')
+    config = fit_config(data__init_args__train=str(world.folder / "broken.jsonl"))
+    assert "broken.jsonl:4:" in complaint(config, capsys)
+
+
+def test_a_checkpoint_of_another_architecture(
+    fit_config: FitConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "bert"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    message = complaint(fit_config(model__init_args__model=str(folder)), capsys)
+    assert "'bert'" in message
+    assert "llama_vid" in message
+
+
+def test_an_unreadable_video_loses_no_step(
+    fit_config: FitConfig, world: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run stops with a line that names file and sample; with the file mended it continues to the same weights."""
+    from safetensors.torch import load_file
+
+    from longvid_train.training.tracking import read_metrics
+
+    folder = tmp_path / "videos"
+    shutil.copytree(world.folder, folder)
+    manifest = folder / "train.jsonl"
+    rows = [json.loads(line) for line in world.manifest("train.jsonl", 12).read_text().splitlines()]
+    shutil.copy(folder / "red.mp4", folder / "fragile.mp4")
+    rows[11]["media"][0]["path"] = "fragile.mp4"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = fit_config(data__init_args__train=str(manifest), data__init_args__loading={"batch_size": 1})
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert cli.main(["fit", "--config", str(config), "--run_dir", str(whole)]) == 0
+    capsys.readouterr()
+    (folder / "fragile.mp4").write_text("not a video")
+    assert cli.main(["fit", "--config", str(config), "--run_dir", str(broken)]) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "fragile.mp4" in message
+    assert "row11" in message
+    done = len(read_metrics(broken))
+    assert 0 < done < 12, "the broken row must stand in the middle of the epoch for this test to say anything"
+    shutil.copy(folder / "red.mp4", folder / "fragile.mp4")
+    assert cli.main(["fit", "--config", str(config), "--run_dir", str(broken), "--ckpt_path", "last"]) == 0
+    losses = [[line["train/loss"] for line in read_metrics(run)] for run in (whole, broken)]
+    assert losses[0] == losses[1]
+    left, right = (load_file(run / "model" / "model.safetensors") for run in (whole, broken))
+    assert all((left[name] == right[name]).all() for name in left)
+
+
+def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["fit", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "longvid fit --config configs/llama_vid/nano/stage1.yaml" in text
+    assert "--run_dir" in text
+
+
+def test_every_shipped_config_parses(tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``--print_config`` builds every parser and checks every key and type without starting."""
+    found = sorted(CONFIGS.rglob("*.yaml"))
+    assert len(found) == 3
+    for path in found:
+        assert cli.main(["fit", "--config", str(path), "--print_config"]) == 0
+        printed = yaml.safe_load(capsys.readouterr().out)
+        assert printed["run_dir"].startswith("quickstart/")
+        header = path.read_text().split("\nseed_everything")[0]
+        for word in ("# Paper:", "# Command:", "# Hardware:", "# Expected:"):
+            assert word in header, (path, word)
