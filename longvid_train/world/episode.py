@@ -96,9 +96,9 @@ class WorldSettings:
     """
 
     duration_s: float = 8.0
-    on_screen_s: tuple[float, float] = (1.0, 2.5)
+    on_screen_s: tuple[float, float] = (1.2, 3.0)
     gap_s: tuple[float, float] = (0.0, 0.8)
-    overlap: float = 0.25
+    overlap: float = 0.15
     objects_per_scene: tuple[int, int] = (2, 4)
     subtitles: bool = False
 
