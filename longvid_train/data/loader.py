@@ -165,9 +165,9 @@ class ManifestLoader(DataLoader[Any]):
     def _checked(self, batches: Iterator[Batch | BatchFailure | None]) -> Iterator[Batch]:
         """Count batches, raise failures, and leave out a batch whose rows were all skipped."""
         for batch in batches:
-            self._consumed += 1
             if isinstance(batch, BatchFailure):
                 raise UserError(batch.message)
+            self._consumed += 1
             if batch is not None:
                 yield batch
             elif self._epoch_sampler().order.world_size > 1:

@@ -15,6 +15,7 @@ from longvid_train.data.manifest import Sample
 from longvid_train.errors import UserError
 from longvid_train.files import write_text
 from longvid_train.generate.scoring import score_answer
+from longvid_train.training.batches import visual_keywords
 from longvid_train.types import Batch, VisualInputs
 
 OVERALL = "overall"
@@ -171,7 +172,7 @@ def generate_answers(model: Any, processor: Any, batch: Batch, *, max_new_tokens
         output = model.generate(
             input_ids=prompt,
             attention_mask=batch["text"]["attention_mask"],
-            **(batch["visual"] or {}),
+            **visual_keywords(batch),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,

@@ -51,7 +51,7 @@ class RunCLI(LightningCLI):
             args=[subcommand, *arguments],
         )
 
-    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+    def subcommands(self) -> dict[str, set[str]]:
         """Return the one subcommand of this call: building the parsers of the other three costs seconds."""
         return {self._only: LightningCLI.subcommands()[self._only]}
 

@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 
 from longvid_train.errors import UserError
+from longvid_train.training.batches import visual_keywords
 from longvid_train.training.checkpoint import check_llama_vid_folder, load_for_training
 from longvid_train.training.optimizer import OptimizerConfig, build_adamw, cosine_schedule
 from longvid_train.training.stages import Stage, apply_stage, frozen_modules
@@ -165,7 +166,7 @@ class LlamaVidTraining(pl.LightningModule):
                 "train/supervised_tokens": supervised,
                 "train/tokens_per_s": tokens / elapsed_s,
                 "train/frames_per_s": frames / elapsed_s,
-                "train/peak_bytes": float(peak_bytes()),
+                "train/peak_bytes": float(peak_bytes(self.device)),
             },
             batch_size=1,
         )
@@ -194,7 +195,7 @@ class LlamaVidTraining(pl.LightningModule):
     def _summed_loss(self, batch: Batch) -> tuple[torch.Tensor, int]:
         if "labels" not in batch["text"]:
             raise UserError(f"samples {', '.join(batch['sample_ids'])} have no labels; train on rows with answers")
-        loss, tokens = self.model.loss_sum(**batch["text"], **(batch["visual"] or {}))
+        loss, tokens = self.model.loss_sum(**batch["text"], **visual_keywords(batch))
         return loss, int(tokens)
 
     def _hold_frozen_in_eval(self) -> None:
@@ -244,10 +245,10 @@ class _StepWindow:
         return max(time.perf_counter() - self._started_s, 1e-9)
 
 
-def peak_bytes() -> int:
-    """Peak memory of this process: of the CUDA device if one is in use, else the resident set."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
+def peak_bytes(device: torch.device) -> int:
+    """Peak memory of this process so far: allocated on ``device`` if it is CUDA, else the resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
