@@ -5,12 +5,16 @@ frame (CLS not counted), ``R`` prompts (human turns), ``Lp`` tokens of a prompt,
 stands in a turn), ``T`` visual tokens, ``C`` tower width, ``Q`` Q-Former width, ``M`` queries, ``H`` language-model width.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # torch takes seconds to load, and rooms that only need ``VideoClip`` run in many short processes
+    import torch
+    from numpy.typing import NDArray
 
 IGNORE_INDEX = -100
 """Label of a position that is not supervised (torch's and transformers' convention)."""

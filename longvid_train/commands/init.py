@@ -1,7 +1,7 @@
 """Assemble an untrained LLaMA-VID from pretrained parts: stage 1 starts from the folder this writes.
 
-The tower, the text decoder and the language model keep their weights; the context attention and the content projector are
-fresh, drawn from --seed. Without options the nano parts that ship with the package are used.
+The tower, the text decoder and the language model keep their weights; the context attention and the content projector
+are fresh, drawn from --seed. Without options the nano parts that ship with the package are used.
 
 examples:
   longvid init --out runs/nano/start

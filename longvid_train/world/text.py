@@ -6,11 +6,13 @@ embeddings). Large language models read such superposed soft tokens out of the b
 has to meet them in pre-training, since visual tokens are exactly that.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from longvid_train.world.episode import Episode, Subtitle
+from longvid_train.types import Subtitle
+from longvid_train.world.episode import Episode
 from longvid_train.world.questions import Question, ask, caption
 
 NOTHING = "nothing"
@@ -42,14 +44,14 @@ def read_episode(
     ``merged`` gives two bags a second, as LLaMA-VID gives two tokens: one of a single object picked at random (or of
     everything), one of everything. Otherwise every word stands alone.
     """
-    entries = tuple(_entry(episode, second, rng, merged) for second in range(int(episode.duration_s)))
+    entries = tuple(_entry(episode, second, rng, merged) for second in range(math.ceil(episode.duration_s)))
     return Reading(entries=entries, caption=caption(episode), questions=_questions(episode, rng, kinds, questions))
 
 
 def transcript(episode: Episode) -> str:
     """The plain transcript as one line a second: ``"3: forest red circle 7"``, with what is spoken after a dash."""
     lines = []
-    for second in range(int(episode.duration_s)):
+    for second in range(math.ceil(episode.duration_s)):
         entry = _entry(episode, second, random.Random(0), merged=False)
         lines.append(f"{second}: {entry.words}" + (f" - {entry.spoken}" if entry.spoken else ""))
     return "\n".join(lines)

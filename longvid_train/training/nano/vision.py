@@ -1,8 +1,8 @@
 """Image-text pre-training of the nano vision tower and Q-Former on world frames.
 
-The tower learns visual n-grams (Li et al. 2017, arXiv:1612.09161): its mean patch feature predicts the words and word pairs
-of the frame's caption. The Q-Former learns what a question asks of a frame: the mean of its query outputs predicts the
-words of the answer, as far as one frame can tell. Both classifiers are thrown away.
+The tower learns visual n-grams (Li et al. 2017, arXiv:1612.09161): its mean patch feature predicts the words and word
+pairs of the frame's caption. The Q-Former learns what a question asks of a frame: the mean of its query outputs
+predicts the words of the answer, as far as one frame can tell. Both classifiers are thrown away.
 
 ``F`` frames of a batch, ``G`` n-grams, ``Lp`` tokens of a question.
 """
@@ -33,7 +33,7 @@ from longvid_train.world.episode import (
     WorldSettings,
     make_episode,
 )
-from longvid_train.world.questions import CAPTION_INSTRUCTIONS
+from longvid_train.world.questions import CAPTION_INSTRUCTIONS, IMAGE_INSTRUCTIONS
 from longvid_train.world.render import render_frame
 from longvid_train.world.text import NOTHING
 
@@ -95,7 +95,10 @@ class FrameBatches(IterableDataset[FrameBatch]):
             yield self._batch(rng, noise)
 
     def _batch(self, rng: random.Random, noise: np.random.Generator) -> FrameBatch:
-        frames, captions, questions, answers = [], [], [], []
+        frames: list[NDArray[np.uint8]] = []
+        captions: list[torch.Tensor] = []
+        questions: list[str] = []
+        answers: list[torch.Tensor] = []
         settings = WorldSettings(duration_s=16.0, overlap=self._recipe.overlap)
         while len(frames) < self._recipe.batch_size:
             episode = make_episode(settings, split="train", seed=rng.getrandbits(32), index=0)
@@ -153,7 +156,7 @@ def ask_frame(episode: Episode, time_s: float, rng: random.Random) -> tuple[str,
         return f"What colour is the {asked.shape}?", alike or [NOTHING]
     if kind == "order":
         return f"What came right after the {asked.name}?", frame_ngrams(episode, time_s)
-    return rng.choice(CAPTION_INSTRUCTIONS), frame_ngrams(episode, time_s)
+    return rng.choice(CAPTION_INSTRUCTIONS + IMAGE_INSTRUCTIONS), frame_ngrams(episode, time_s)
 
 
 def _hot(ngrams: list[str]) -> torch.Tensor:
@@ -213,7 +216,7 @@ class VisionPretraining(pl.LightningModule):
         self.recipe = recipe
 
     def training_step(self, batch: FrameBatch, batch_index: int) -> torch.Tensor:
-        """Return the weighted sum of both n-gram losses (binary cross-entropy summed over n-grams, mean over frames)."""
+        """Return the weighted sum of both n-gram losses (binary cross-entropy over n-grams, mean over frames)."""
         features = self.tower.encode(batch["pixel_values"])
         queries, _ = self.qformer(features, batch["prompt_input_ids"], batch["prompt_attention_mask"])
         caption = self.caption_head(features[:, 1:].mean(1))
