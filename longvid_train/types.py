@@ -1,8 +1,9 @@
 """The shape legend of the whole package and the values that cross rooms.
 
-``B`` rows of a batch, ``S`` tokens of a row, ``F`` distinct frames of a batch, ``N`` frames of one clip, ``P`` patches of a
-frame (CLS not counted), ``R`` prompts (human turns), ``Lp`` tokens of a prompt, ``V`` showings (one each time a clip or image
-stands in a turn), ``T`` visual tokens, ``C`` tower width, ``Q`` Q-Former width, ``M`` queries, ``H`` language-model width.
+``B`` rows of a batch, ``S`` tokens of a row, ``F`` distinct frames of a batch, ``N`` frames of one clip, ``P`` patches
+of a frame (CLS not counted), ``R`` prompts (human turns), ``Lp`` tokens of a prompt, ``V`` showings (one each time a clip
+or image stands in a turn), ``T`` visual tokens, ``C`` tower width, ``Q`` Q-Former width, ``M`` queries, ``H``
+language-model width.
 """
 
 from __future__ import annotations
@@ -55,8 +56,10 @@ class VisualInputs(TypedDict):
     """What the model needs to make visual tokens, beside the text.
 
     Attributes:
-        pixel_values: ``(F, 3, h, w)`` float, every distinct frame of the batch once. Absent when ``visual_features`` is given.
-        visual_features: ``(F, 1 + P, C)`` tower output with CLS first, instead of ``pixel_values`` (a follow-up question).
+        pixel_values: ``(F, 3, h, w)`` float, every distinct frame of the batch once. Absent when ``visual_features`` is
+            given.
+        visual_features: ``(F, 1 + P, C)`` tower output with CLS first, instead of ``pixel_values`` (a follow-up
+            question).
         visual_spans: ``(V, 3)`` int64 rows ``[first_frame, frame_count, prompt_row]`` in reading order over the batch.
         content_grids: ``(V,)`` int64, ``ALL_PATCHES`` or ``n`` for ``n x n`` content tokens a frame.
         prompt_input_ids: ``(R, Lp)`` int64, the text decoder's tokens of each prompt, padded on the right.

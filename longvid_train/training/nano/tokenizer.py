@@ -7,7 +7,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from longvid_train.world.episode import CODE_WORDS, WorldSettings, make_episode
-from longvid_train.world.questions import CAPTION_INSTRUCTIONS, IMAGE_INSTRUCTIONS, QUESTION_KINDS
+from longvid_train.world.questions import CAPTION_INSTRUCTIONS, QUESTION_KINDS
 from longvid_train.world.text import read_episode, transcript
 
 UNK, BOS, EOS, PAD, VISUAL = "<unk>", "<s>", "</s>", "<pad>", "<visual>"
@@ -57,5 +57,5 @@ def _corpus(seed: int) -> Iterator[str]:
         yield transcript(episode)
         yield from (f"\nQuestion: {question.text} Answer: {question.answer}" for question in reading.questions)
         yield _CHAT
-        yield "\n".join(CAPTION_INSTRUCTIONS + IMAGE_INSTRUCTIONS)
+        yield "\n".join(CAPTION_INSTRUCTIONS)
         yield "".join(f" the word is {word}" for word in CODE_WORDS)
