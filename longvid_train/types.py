@@ -1,8 +1,8 @@
 """The shape legend of the whole package and the values that cross rooms.
 
 ``B`` rows of a batch, ``S`` tokens of a row, ``F`` distinct frames of a batch, ``N`` frames of one clip, ``P`` patches
-of a frame (CLS not counted), ``R`` prompts (human turns), ``Lp`` tokens of a prompt, ``V`` showings (one each time a clip
-or image stands in a turn), ``T`` visual tokens, ``C`` tower width, ``Q`` Q-Former width, ``M`` queries, ``H``
+of a frame (CLS not counted), ``R`` prompts (human turns), ``Lp`` tokens of a prompt, ``V`` showings (one each time a
+clip or image stands in a turn), ``T`` visual tokens, ``C`` tower width, ``Q`` Q-Former width, ``M`` queries, ``H``
 language-model width.
 """
 
