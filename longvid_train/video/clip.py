@@ -43,6 +43,7 @@ def read_clip(
     limits: DecodeLimits = DEFAULT_LIMITS,
     shortest_edge: int | None = None,
     exact: bool = True,
+    workers: int | None = None,
 ) -> "VideoClip":
     """Decode the frames that ``sampling`` selects.
 
@@ -56,6 +57,7 @@ def read_clip(
         shortest_edge: scale frames so that the shorter side has this many pixels; smaller frames stay as they are.
         exact: False returns, for each frame, the keyframe at or before it, which is fast; the timestamps are those of
             the frames returned.
+        workers: threads that decode; None takes the cores this process may run on. Say 1 in a data loader's worker.
 
     Returns:
         The clip; ``frames`` is ``(N, height, width, 3)`` uint8 RGB, upright, in the order of ``sampling``.
@@ -67,7 +69,13 @@ def read_clip(
     from longvid_train.types import VideoClip  # imports torch, which the isolated process must not
 
     request = Request(
-        path=str(path), sampling=sampling, reader=reader, limits=limits, shortest_edge=shortest_edge, exact=exact
+        path=str(path),
+        sampling=sampling,
+        reader=reader,
+        limits=limits,
+        shortest_edge=shortest_edge,
+        exact=exact,
+        workers=workers,
     )
     decoded = decode_isolated(request) if isolated else decode(request)
     return VideoClip(

@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 from av.container import InputContainer
 from av.error import FFmpegError
-from av.stream import Discard
+from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
 from longvid_train.errors import UserError
@@ -85,7 +85,7 @@ def _why_not_opened(path: str, error: Exception) -> str:
 
 
 def _video_stream(path: str, container: InputContainer, limits: DecodeLimits) -> VideoStream:
-    streams = [stream for stream in container.streams.video if not stream.disposition & stream.disposition.attached_pic]
+    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not streams:
         kinds = ", ".join(sorted({stream.type for stream in container.streams}))
         raise UserError(f"{path}: there is no video stream in it (it holds: {kinds or 'nothing'})")

@@ -28,9 +28,12 @@ class Request:
     limits: DecodeLimits
     shortest_edge: int | None
     exact: bool
+    workers: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse edges below 1 pixel."""
+        """Refuse edges below 1 pixel and fewer than 1 worker."""
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"workers is {self.workers}; it must be at least 1")
         if self.shortest_edge is not None and self.shortest_edge < 1:
             raise UserError(f"shortest_edge is {self.shortest_edge}; it must be at least 1 pixel")
 
@@ -59,7 +62,7 @@ def decode(request: Request) -> Decoded:
     size = source.size(request.shortest_edge)
     request.limits.check_output(request.path, len(indices), *size)
     distinct, places = np.unique(indices, return_inverse=True)
-    frames = _READERS[reader]().read(source, distinct, size)
+    frames = _READERS[reader](request.workers).read(source, distinct, size)
     return Decoded(
         frames=frames if np.array_equal(distinct, indices) else frames[places],
         timestamps_s=source.info.timestamps_s[indices],

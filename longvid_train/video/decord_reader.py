@@ -22,6 +22,10 @@ class DecordReader:
 
     name = "decord"
 
+    def __init__(self, workers: int | None = None) -> None:
+        """See `Reader`."""
+        self.workers = workers or usable_cores()
+
     def read(self, source: Source, indices: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.uint8]:
         """See `Reader.read`."""
         import decord
@@ -29,7 +33,7 @@ class DecordReader:
         width, height = size
         output = np.empty((len(indices), height, width, 3), dtype=np.uint8)
         try:
-            video = decord.VideoReader(source.path, num_threads=usable_cores())
+            video = decord.VideoReader(source.path, num_threads=self.workers)
             self._check_agrees(source, video)
             for start in range(0, len(indices), BATCH):
                 batch = video.get_batch(indices[start : start + BATCH].tolist()).asnumpy()

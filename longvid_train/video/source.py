@@ -56,6 +56,9 @@ class Reader(Protocol):
 
     name: str
 
+    def __init__(self, workers: int | None = None) -> None:
+        """Decode with up to ``workers`` threads; None takes the cores this process may run on."""
+
     def read(self, source: Source, indices: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.uint8]:
         """Decode frames.
 
@@ -91,7 +94,7 @@ def open_source(path: str, limits: DecodeLimits, *, full_scan: bool = False) -> 
     limits.check_duration(path, index.duration_s)
     with opened(path, limits) as (container, stream):
         first = _first_frame(path, container, stream)
-        rotation = first.rotation % 360
+        rotation = round(first.rotation / 90) * 90 % 360
         width, height = (first.width, first.height) if rotation % 180 == 0 else (first.height, first.width)
         info = VideoInfo(
             path=path,

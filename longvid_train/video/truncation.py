@@ -84,9 +84,31 @@ def _riff_end(stream: BinaryIO, size: int) -> int:
 
 
 def _gif_end(stream: BinaryIO, size: int) -> int:
-    """A GIF ends with the trailer byte 0x3B, perhaps followed by zeros."""
-    stream.seek(max(0, size - 64))
-    return size if stream.read().rstrip(b"\0").endswith(b"\x3b") else size + 1
+    """End of a GIF: blocks up to the trailer (GIF89a specification, sections 17 to 27)."""
+    header = stream.read(13)
+    if len(header) < 13:
+        return size + 1
+    stream.seek(_color_table_bytes(header[10]), 1)
+    while stream.tell() < size:
+        kind = stream.read(1)
+        if kind == b"\x3b":
+            return size
+        if kind == b"\x2c":
+            descriptor = stream.read(9)
+            stream.seek(_color_table_bytes(descriptor[8] if len(descriptor) == 9 else 0) + 1, 1)
+        elif kind == b"\x21":
+            stream.seek(1, 1)
+        else:
+            return size
+        while length := stream.read(1):
+            stream.seek(length[0], 1)
+            if length == b"\0":
+                break
+    return size + 1
+
+
+def _color_table_bytes(flags: int) -> int:
+    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
 
 
 def _transport_end(stream: BinaryIO, size: int) -> int:

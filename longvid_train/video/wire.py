@@ -37,6 +37,7 @@ def encode_request(request: Request) -> dict[str, Any]:
         "limits": asdict(request.limits),
         "shortest_edge": request.shortest_edge,
         "exact": request.exact,
+        "workers": request.workers,
     }
 
 
@@ -49,6 +50,7 @@ def decode_request(values: dict[str, Any]) -> Request:
         limits=decode_limits(values["limits"]),
         shortest_edge=values["shortest_edge"],
         exact=values["exact"],
+        workers=values["workers"],
     )
 
 

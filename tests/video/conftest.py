@@ -80,15 +80,13 @@ def write_video(path: Path, recipe: Recipe) -> None:
         container.mux(stream.encode(None))
 
 
-X264 = {"preset": "veryfast", "threads": "1"}
+X264 = {"preset": "veryfast", "threads": "1", "sc_threshold": "0"}
 RECIPES = {
     "h264_closed": Recipe(suffix=".mp4", codec="libx264", options={**X264, "g": "12", "bf": "3"}),
     "h264_open": Recipe(
         suffix=".mp4", codec="libx264", options={**X264, "g": "12", "bf": "3", "x264-params": "open-gop=1:scenecut=0"}
     ),
-    "h264_one_gop": Recipe(
-        suffix=".mp4", codec="libx264", options={**X264, "g": "250", "bf": "3", "sc_threshold": "0"}
-    ),
+    "h264_one_gop": Recipe(suffix=".mp4", codec="libx264", options={**X264, "g": "250", "bf": "3"}),
     "h264_intra": Recipe(suffix=".mp4", codec="libx264", frames=20, options={**X264, "g": "1"}),
     "h264_faststart": Recipe(
         suffix=".mp4", codec="libx264", options={**X264, "g": "12"}, container_options={"movflags": "faststart"}

@@ -37,7 +37,7 @@ def test_subtitles_are_sorted_by_start(tmp_path: Path) -> None:
         ("1\n00:00:01,000 --> 00:61:02,000\na\n", r"a\.srt:2: expected"),
         ("1\n", r"a\.srt:2: expected"),
         ("1\n00:00:03,000 --> 00:00:02,000\na\n", r"a\.srt:2: the subtitle ends before it starts"),
-        (TWO + "\nthree\n", r"a\.srt:9: 'three'"),
+        (TWO + "\nthree\n", r"a\.srt:10: 'three'"),
     ],
 )
 def test_broken_blocks_are_refused_with_their_line(content: str, message: str, tmp_path: Path) -> None:
