@@ -32,21 +32,22 @@ SHORT_KINDS = ("needle", "order", "count", "detail", "subtitle")
 class LanguageRecipe:
     """How the nano language model is pre-trained; lengths grow by one second every ``steps_per_second`` steps."""
 
-    steps: int = 3000
-    batch_size: int = 48
+    steps: int = 2800
+    batch_size: int = 32
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     warmup_steps: int = 100
     decay_from: float = 0.6
     shortest_s: int = 3
     first_longest_s: int = 4
-    longest_s: int = 16
-    steps_per_second: int = 150
-    questions: int = 5
+    longest_s: int = 12
+    steps_per_second: int = 140
+    questions: int = 4
     merged: float = 0.75
     subtitles: float = 0.4
-    copies: float = 0.4
-    bare_captions: float = 0.3
+    bare_captions: float = 0.4
+    copies: float = 0.5
+    longest_copy_s: int = 6
     seed: int = 0
 
 
@@ -115,11 +116,12 @@ class ReadingBatches(IterableDataset[ReadingBatch]):
                 bags.add(tuple(token for word in words for token in self._encode(f" {word}")))
             if entry.spoken:
                 bags.add_text(self._encode(f" {entry.spoken}"), supervised=False)
+        tasks = [(q.kind, f"\nQuestion: {q.text} Answer:", q.answer) for q in reading.questions]
         if rng.random() < self._recipe.bare_captions:
             self._answer(bags, CAPTION, (), self._encode(f"{reading.caption}\n"))
-        tasks = [(q.kind, f"\nQuestion: {q.text} Answer:", q.answer) for q in reading.questions]
-        tasks.insert(rng.choice((0, len(tasks))), (STORY, "\nStory:", reading.caption))
-        if rng.random() < self._recipe.copies:
+        else:
+            tasks.insert(rng.choice((0, len(tasks))), (STORY, "\nStory:", reading.caption))
+        if len(reading.entries) <= self._recipe.longest_copy_s and rng.random() < self._recipe.copies:
             tasks.insert(0, (COPY, "\nFrames:", plain_entries(reading)))
         for kind, prompt, answer in tasks:
             self._answer(bags, kind, self._encode(prompt), (*self._encode(f" {answer}"), self._tokenizer.eos_token_id))
