@@ -27,6 +27,7 @@ COMMANDS = {
     "validate": Command("lightning", "run the held-out set of a config (LightningCLI)"),
     "test": Command("lightning", "run the test set of a config (LightningCLI)"),
     "predict": Command("lightning", "run prediction of a config (LightningCLI)"),
+    "init": Command("init", "assemble an untrained LLaMA-VID from pretrained parts"),
     "frames": Command("frames", "write the frames the model would see as PNGs"),
     "ask": Command("ask", "ask a question about a video or an image"),
     "world": Command("world", "render synthetic episodes with known answers"),
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("longvid: interrupted", file=sys.stderr)
         return 130
-    except Exception as error:  # noqa: BLE001 - the outermost frame: one line for the user, the traceback with --debug
+    except Exception as error:
         if debug:
             raise
         print(f"longvid: {type(error).__name__}: {error} (run again with --debug for the traceback)", file=sys.stderr)
@@ -78,7 +79,7 @@ def _dispatch(words: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
-    return int(module.run(parser.parse_args(rest)))
+    return int(module.run(parser.parse_intermixed_args(rest)))
 
 
 def _usage() -> str:
