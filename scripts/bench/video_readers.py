@@ -37,7 +37,7 @@ from longvid_train.video.source import open_source
 
 WIDTH, HEIGHT, RATE, MINUTE_FRAMES, MINUTES = 640, 360, 30, 1800, 60
 BITS, BLOCK = 11, 40
-COUNTS = (32, 256)
+COUNTS = [32, 256]
 Frames = NDArray[np.uint8]
 
 
@@ -148,18 +148,25 @@ def measure(reader: str, path: str, count: int, repeats: int) -> dict[str, objec
     """Time one reader in this process; called in a fresh one."""
     total = open_source(path, DecodeLimits()).info.frame_count
     indices = np.rint(np.linspace(0, total - 1, count)).astype(int).tolist()
-    seconds, wrong = [], 0
+    seconds, cpu_seconds, wrong = [], [], 0
     for repeat in range(repeats + 1):
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         frames = READERS[reader](path, indices)
         if repeat:
             seconds.append(time.perf_counter() - started)
+            cpu_seconds.append(time.process_time() - cpu_started)
         wrong += sum(
             painted_number(frame) != index % MINUTE_FRAMES for frame, index in zip(frames, indices, strict=True)
         )
         del frames
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": seconds, "median_s": statistics.median(seconds), "wrong_frames": wrong, "peak_bytes": peak}
+    return {
+        "seconds": seconds,
+        "median_s": statistics.median(seconds),
+        "median_cpu_s": statistics.median(cpu_seconds),
+        "wrong_frames": wrong,
+        "peak_bytes": peak,
+    }
 
 
 def measure_apart(reader: str, path: Path, count: int, repeats: int) -> dict[str, object]:
@@ -175,21 +182,22 @@ def measure_apart(reader: str, path: Path, count: int, repeats: int) -> dict[str
 def table(results: list[dict[str, object]]) -> str:
     """Markdown: one row a case."""
     lines = [
-        "| file | frames | reader | median s | x decord | wrong frames | peak MB |",
-        "|---|---|---|---|---|---|---|",
+        "| file | frames | reader | median s | x decord | CPU s | wrong frames | peak MB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in results:
         name = f"| {row['file']} | {row['count']} | {row['reader']} |"
         if "absent" in row:
-            lines.append(f"{name} {row['absent']} | | | |")
+            lines.append(f"{name} {row['absent']} | | | | |")
             continue
         ratio = f"{float(str(row['relative_to_decord'])):.2f}" if row["relative_to_decord"] is not None else ""
         peak = float(str(row["peak_bytes"])) / 1e6
-        lines.append(f"{name} {float(str(row['median_s'])):.3f} | {ratio} | {row['wrong_frames']} | {peak:.0f} |")
+        wall, cpu = float(str(row["median_s"])), float(str(row["median_cpu_s"]))
+        lines.append(f"{name} {wall:.3f} | {ratio} | {cpu:.2f} | {row['wrong_frames']} | {peak:.0f} |")
     return "\n".join(lines) + "\n"
 
 
-def compare(folder: Path, repeats: int, skip: list[str]) -> list[dict[str, object]]:
+def compare(folder: Path, repeats: int, skip: list[str], counts: list[int]) -> list[dict[str, object]]:
     """Measure every reader on every case."""
     minute, hour = folder / "minute.mp4", folder / "hour.mp4"
     if not minute.exists():
@@ -198,7 +206,7 @@ def compare(folder: Path, repeats: int, skip: list[str]) -> list[dict[str, objec
         write_hour(hour, minute)
     results: list[dict[str, object]] = []
     for path in (minute, hour):
-        for count in COUNTS:
+        for count in counts:
             rows = []
             for reader in READERS:
                 if reader not in skip:
@@ -231,8 +239,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the files, the JSON and the table")
     parser.add_argument("--repeats", type=int, default=5, help="timed repeats after one warm-up (5)")
     parser.add_argument("--skip", action="append", default=[], choices=list(READERS), help="leave a reader out")
+    parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="frames to read of each file (32 256)")
     arguments = parser.parse_args()
-    results = compare(arguments.out, arguments.repeats, arguments.skip)
+    results = compare(arguments.out, arguments.repeats, arguments.skip, arguments.counts)
     machine = {
         "cores": os.cpu_count(),
         "load": os.getloadavg(),

@@ -185,3 +185,11 @@ def test_workers_agree(videos: Videos) -> None:
     wanted = np.arange(0, 60, 3)
     one = PyavReader(workers=1).read(source, wanted, (64, 48))
     np.testing.assert_array_equal(one, PyavReader(workers=5).read(source, wanted, (64, 48)))
+
+
+def test_the_number_of_workers_is_a_setting(videos: Videos) -> None:
+    path, sampling = videos("h264_closed"), UniformFrames(count=9)
+    one = read_clip(path, sampling, workers=1).frames
+    np.testing.assert_array_equal(one, read_clip(path, sampling, workers=3, isolated=True).frames)
+    with pytest.raises(UserError, match="workers is 0"):
+        read_clip(path, sampling, workers=0)
