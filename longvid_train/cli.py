@@ -1,4 +1,4 @@
-"""``longvid``: argument parsing only. Each command lives in ``longvid_train.commands`` and is imported when it is called."""
+"""``longvid``: argument parsing only. Each command lives in ``longvid_train.commands``, imported when it is called."""
 
 import argparse
 import importlib

@@ -1,0 +1,261 @@
+"""Ask questions about a video or an image; the words after the first question are follow-ups in the same conversation.
+
+examples:
+  longvid ask clip.mp4 "What happens in the video?" --model quickstart/stage3/model
+  longvid ask clip.mp4 "Which object comes first?" "And after it?" --frames 32
+  longvid ask talk.mp4 "What was promised?" --subtitles talk.srt --start 60 --end 180 --fps 2 --json
+  longvid ask photo.jpg "What is this?" --media other.jpg
+  longvid ask clip.mp4 --stdin < questions.txt
+
+The answer streams to stdout; progress and numbers go to stderr. Without --frames and --fps a video is sampled at 1
+frame per second, or as densely as the language model's window allows if that is too long (said on stderr). Every medium
+stands in front of the question; "<video>" and "<image>" in the first question place them elsewhere.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from longvid_train.errors import UserError
+
+if TYPE_CHECKING:
+    from longvid_train.generate.answer import Answer
+    from longvid_train.generate.chat import Conversation
+    from longvid_train.generate.media import Medium, ReadOptions
+    from longvid_train.generate.options import GenerationOptions
+    from longvid_train.generate.prompting import Prompting
+    from longvid_train.video import Sampling, VideoInfo
+
+DEFAULT_MODEL = Path("quickstart/stage3/model")
+DEFAULT_FPS = 1.0
+STDIN_QUESTIONS = 4
+"""Questions the default sampling leaves room for when more may come from standard input."""
+
+PROGRESS_INTERVAL_S = 2.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``longvid ask``."""
+    add = parser.add_argument
+    add("medium", metavar="VIDEO_OR_IMAGE", help="file to ask about")
+    add("questions", metavar="QUESTION", nargs="*", help="first question, then follow-ups")
+    add("--media", metavar="FILE", action="append", default=[], help="a further video or image (repeatable)")
+    add("--stdin", action="store_true", help="read further questions from standard input, one a line")
+    add("--model", type=Path, metavar="FOLDER", help=f"LLaMA-VID checkpoint ({DEFAULT_MODEL} where it exists)")
+    add("--template", default="vicuna_v1", help="vicuna_v1, or plain for a stage-1 model (vicuna_v1)")
+    density = parser.add_mutually_exclusive_group()
+    density.add_argument("--frames", type=int, metavar="N", help="show N frames, evenly spaced")
+    density.add_argument("--fps", type=float, metavar="F", help="show F frames per second (1, as far as they fit)")
+    add("--start", type=float, metavar="S", default=0.0, help="first second to look at (0)")
+    add("--end", type=float, metavar="S", help="second to stop at (the end)")
+    add("--subtitles", metavar="FILE.srt", action="append", default=[], help="subtitles, once a video in their order")
+    add("--device", default="auto", help="auto, cpu or cuda (auto)")
+    add("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (auto: the checkpoint's)")
+    add("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (256)")
+    add("--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest words (0)")
+    add("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest tokens of probability P (1)")
+    add("--num-beams", type=int, default=1, metavar="N", help="beam search (1: none)")
+    add("--seed", type=int, default=0, help="of the draws (0)")
+    add("--reader", default="auto", help="auto, pyav or decord (auto)")
+    add("--no-isolate", action="store_true", help="decode in this process: only for files you trust")
+    add("--json", action="store_true", help="print one JSON object; the top level is the last answer, turns has all")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Answer the questions and print the answers."""
+    _check_words(arguments)
+    folder = _model_folder(arguments.model)
+    # Importing torch takes seconds: mistakes above and --help do not pay for it.
+    import transformers
+
+    from longvid_train.data.templates import template_by_name
+    from longvid_train.generate.chat import VideoChat
+    from longvid_train.generate.media import ReadOptions
+    from longvid_train.generate.options import GenerationOptions
+    from longvid_train.generate.prompting import Prompting
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    options = GenerationOptions(
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        num_beams=arguments.num_beams,
+        seed=arguments.seed,
+    )
+    read = ReadOptions(reader=arguments.reader, isolated=not arguments.no_isolate)
+    prompting = Prompting.from_folder(folder, template=template_by_name(arguments.template))
+    media = _media(arguments, read, prompting, options)
+    _say(f"loading {folder}")
+    chat = VideoChat.load(folder, prompting=prompting, device=arguments.device, dtype=arguments.dtype)
+    talk = chat.open(media, read=read, on_progress=_Progress())
+    answers = [_answered(talk, question, options, arguments.json) for question in _questions(arguments)]
+    if not answers:
+        raise UserError("standard input holds no question; write one a line")
+    if arguments.json:
+        print(json.dumps(_report(answers), ensure_ascii=False))
+    return 0
+
+
+def _check_words(arguments: argparse.Namespace) -> None:
+    if not arguments.questions and not arguments.stdin:
+        raise UserError(f'no question: write one behind {arguments.medium}, e.g. "What happens?", or use --stdin')
+    for question in arguments.questions:
+        if not question.strip():
+            raise UserError('the question is empty; write one, e.g. "What happens in the video?"')
+
+
+def _model_folder(given: Path | None) -> Path:
+    if given is not None:
+        return given
+    if not DEFAULT_MODEL.is_dir():
+        raise UserError(
+            f"no --model given and {DEFAULT_MODEL} does not exist here; name a LLaMA-VID folder, or train a small one "
+            "with: bash scripts/quickstart.sh"
+        )
+    return DEFAULT_MODEL
+
+
+def _questions(arguments: argparse.Namespace) -> Iterator[str]:
+    yield from arguments.questions
+    if arguments.stdin:
+        for line in sys.stdin:
+            if line.strip():
+                yield line.strip()
+
+
+def _media(
+    arguments: argparse.Namespace, read: "ReadOptions", prompting: "Prompting", options: "GenerationOptions"
+) -> "list[Medium]":
+    """Open all files, in the order given, with the sampling asked for."""
+    from longvid_train.generate.media import media_type, open_image, probe_video
+
+    paths = [arguments.medium, *arguments.media]
+    infos = {path: probe_video(path, read) for path in dict.fromkeys(paths) if media_type(path) == "video"}
+    videos = [path for path in paths if path in infos]
+    _check_video_options(arguments, len(videos))
+
+    def opened(sampling: "Callable[[VideoInfo], Sampling]") -> "list[Medium]":
+        from longvid_train.generate.media import open_video
+
+        subtitles = iter(arguments.subtitles)
+        return [
+            open_video(infos[path], sampling(infos[path]), subtitles=next(subtitles, None), reader=read.reader)
+            if path in infos
+            else open_image(path)
+            for path in paths
+        ]
+
+    if not videos:
+        return [open_image(path) for path in paths]
+    asked = _asked_sampling(arguments)
+    if asked is not None:
+        return opened(lambda info: asked)
+    return _default_sampling(arguments, prompting, options, opened)
+
+
+def _check_video_options(arguments: argparse.Namespace, videos: int) -> None:
+    if len(arguments.subtitles) > videos:
+        raise UserError(f"--subtitles {arguments.subtitles[-1]}: there are {videos} videos; give one file a video")
+    given = {
+        "--frames": arguments.frames is not None,
+        "--fps": arguments.fps is not None,
+        "--start": arguments.start != 0,
+        "--end": arguments.end is not None,
+    }
+    for name, is_given in given.items():
+        if is_given and not videos:
+            raise UserError(f"{name} has no effect: {arguments.medium} is an image; leave it out")
+
+
+def _asked_sampling(arguments: argparse.Namespace) -> "Sampling | None":
+    from longvid_train.video import FramesPerSecond, UniformFrames
+
+    if arguments.frames is not None:
+        return UniformFrames(count=arguments.frames, start_s=arguments.start, end_s=arguments.end)
+    if arguments.fps is not None:
+        return FramesPerSecond(fps=arguments.fps, start_s=arguments.start, end_s=arguments.end)
+    return None
+
+
+def _default_sampling(
+    arguments: argparse.Namespace,
+    prompting: "Prompting",
+    options: "GenerationOptions",
+    opened: "Callable[[Callable[[VideoInfo], Sampling]], list[Medium]]",
+) -> "list[Medium]":
+    """1 frame per second, or the most frames a video with which all questions fit the window, said on stderr."""
+    from longvid_train.generate.prompting import largest
+    from longvid_train.video import FramesPerSecond
+
+    def sampled(cap: int | None) -> "list[Medium]":
+        sampling = FramesPerSecond(fps=DEFAULT_FPS, max_frames=cap, start_s=arguments.start, end_s=arguments.end)
+        return opened(lambda info: sampling)
+
+    def fits(media: "list[Medium]") -> bool:
+        return prompting.fits([m.layout for m in media], questions, options.max_new_tokens)
+
+    questions = [*arguments.questions]
+    if arguments.stdin:
+        questions += [questions[0] if questions else "?"] * max(1, STDIN_QUESTIONS - len(questions))
+    media = sampled(None)
+    if fits(media):
+        return media
+    wanted = max(len(medium.timestamps_s) for medium in media if medium.type == "video")
+    cap = largest(lambda count: fits(sampled(count)), wanted)
+    if not cap:
+        return media
+    _say(
+        f"{DEFAULT_FPS:g} frame per second would be {wanted} frames; the window of {prompting.window} tokens has room "
+        f"for {cap} with {len(questions)} question{'s' if len(questions) > 1 else ''}: showing {cap}, evenly spaced"
+    )
+    return sampled(cap)
+
+
+def _answered(talk: "Conversation", question: str, options: "GenerationOptions", as_json: bool) -> "Answer":
+    def show(text: str) -> None:
+        print(text, end="", flush=True)
+
+    answer = talk.ask(question, options, on_text=None if as_json else show)
+    if not as_json:
+        print(flush=True)
+    _say(_numbers(answer))
+    return answer
+
+
+def _numbers(answer: "Answer") -> str:
+    seconds = answer.seconds
+    return (
+        f"[{answer.frames} frames, {answer.visual_tokens} visual tokens of {answer.prompt_tokens} prompt tokens, "
+        f"{answer.new_tokens} new tokens; decode {seconds.decode:.2f} s, encode {seconds.encode:.2f} s, "
+        f"generate {seconds.generate:.2f} s; peak {answer.peak_bytes / 2**20:.0f} MiB; {answer.dtype} on "
+        f"{answer.device}]"
+    )
+
+
+def _report(answers: "list[Answer]") -> dict[str, object]:
+    turns = [asdict(answer) for answer in answers]
+    return turns[-1] if len(turns) == 1 else {**turns[-1], "turns": turns}
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+class _Progress:
+    """Lines on stderr: each file as it is opened, then the frames done, at most one line every few seconds."""
+
+    def __init__(self) -> None:
+        self._said_s = time.monotonic()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done not in (0, total) and now - self._said_s < PROGRESS_INTERVAL_S:
+            return
+        self._said_s = now
+        _say(f"{what}: {done}/{total} frames")

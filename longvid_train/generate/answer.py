@@ -1,0 +1,80 @@
+"""One answer with everything it cost."""
+
+import resource
+import sys
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seconds:
+    """Wall-clock seconds.
+
+    Attributes:
+        decode: reading and preprocessing frames; 0 when an earlier question did it.
+        encode: the vision tower; 0 likewise.
+        generate: the text decoder and the language model; of the whole batch when many questions were answered at once.
+    """
+
+    decode: float
+    encode: float
+    generate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownMedium:
+    """One medium an answer is about: its file, ``image`` or ``video``, its frames' times and who decoded it."""
+
+    path: str
+    type: str
+    frames: int
+    timestamps_s: tuple[float, ...]
+    duration_s: float
+    reader: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One answer.
+
+    Attributes:
+        question: as asked.
+        answer: the model's words, stripped.
+        frames: distinct frames shown, an image being one.
+        timestamps_s: time of each frame, over all media in order; an image's is 0.
+        visual_tokens: visual tokens in the prompt, earlier questions' included.
+        prompt_tokens: all tokens of the prompt.
+        new_tokens: tokens generated, the end token included.
+        seconds: what took how long.
+        peak_bytes: on a CPU the largest resident memory of this process so far (the isolated decoder's not counted); on
+            CUDA the most memory allocated on the device since the model was loaded.
+        model: the checkpoint.
+        dtype: of the weights, e.g. ``"float32"``.
+        device: e.g. ``"cpu"``.
+        reader: who decoded the media, joined by commas when several did.
+        media: each medium's share of the above.
+    """
+
+    question: str
+    answer: str
+    frames: int
+    timestamps_s: tuple[float, ...]
+    visual_tokens: int
+    prompt_tokens: int
+    new_tokens: int
+    seconds: Seconds
+    peak_bytes: int
+    model: str
+    dtype: str
+    device: str
+    reader: str
+    media: tuple[ShownMedium, ...]
+
+
+def peak_bytes(device: torch.device) -> int:
+    """See `Answer`."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

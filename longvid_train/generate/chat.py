@@ -1,0 +1,346 @@
+"""Conversations with a LLaMA-VID about videos and images.
+
+>>> chat = VideoChat.load("quickstart/stage3/model")
+>>> talk = chat.open([VideoRequest("clip.mp4", FramesPerSecond(fps=1.0))])
+>>> talk.ask("What is in the video?").answer
+
+A medium is decoded and passes the vision tower once, at the first question. Each question gets context tokens of its
+own from the kept tower features.
+
+``F`` frames of a conversation, ``P`` patches, ``C`` tower width.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longvid_train.data.collate import collate
+from longvid_train.data.conversation import ConversationOptions, EncodedSample
+from longvid_train.data.manifest import Turn
+from longvid_train.data.templates import VICUNA_V1, ChatTemplate
+from longvid_train.errors import UserError
+from longvid_train.generate.answer import Answer, Seconds, ShownMedium, peak_bytes
+from longvid_train.generate.generation import AnswerDecoder, Generated, generate_answers
+from longvid_train.generate.media import (
+    EncodedMedia,
+    Medium,
+    OnProgress,
+    ReadOptions,
+    encode_media,
+    no_progress,
+    open_image,
+    open_video,
+    probe_video,
+)
+from longvid_train.generate.options import GenerationOptions
+from longvid_train.generate.prompting import Prompting, first_question, next_question
+from longvid_train.generate.streaming import OnText
+from longvid_train.models.llama_vid.loading import load_llama_vid
+from longvid_train.types import Batch
+from longvid_train.video import Sampling
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class VideoRequest:
+    """A video, which of its frames to show, and its subtitles if any."""
+
+    path: str | Path
+    sampling: Sampling
+    subtitles: str | Path | None = None
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """A still image to show."""
+
+    path: str | Path
+
+
+class VideoChat:
+    """A loaded model that answers questions about media.
+
+    Args:
+        model: in eval mode, on its device.
+        prompting: how its prompts are built.
+        name: what answers call the model.
+        offload_features: keep tower features in main memory instead of on the model's device.
+    """
+
+    def __init__(self, model: Any, prompting: Prompting, *, name: str, offload_features: bool = False) -> None:
+        self.model = model
+        self.prompting = prompting
+        self.name = name
+        self.decoder = AnswerDecoder(prompting.processor, prompting.template)
+        self.store_device = torch.device("cpu") if offload_features else model.device
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        prompting: Prompting | None = None,
+        template: ChatTemplate = VICUNA_V1,
+        options: ConversationOptions = ConversationOptions(),  # noqa: B008 - frozen
+        device: str = "auto",
+        dtype: str = "auto",
+        offload_features: bool = False,
+    ) -> "VideoChat":
+        """Load a checkpoint folder: model and processor.
+
+        Args:
+            folder: written by training (``save_pretrained`` of both).
+            prompting: already read from the folder; then ``template`` and ``options`` are not used.
+            template: the one the model was trained with.
+            options: likewise.
+            device: ``"auto"`` takes CUDA where there is one; else torch's name of a device.
+            dtype: ``"auto"`` keeps the checkpoint's; or a key of `DTYPES`.
+            offload_features: see the class.
+
+        Raises:
+            UserError: no such folder, another architecture, weights that do not fit, no such device or dtype.
+        """
+        place = resolve_device(device)
+        prompting = prompting or Prompting.from_folder(folder, template=template, options=options)
+        model = load_llama_vid(folder, dtype=resolve_dtype(dtype)).to(place)
+        if place.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(place)
+        return cls(model, prompting, name=str(folder), offload_features=offload_features)
+
+    def open(
+        self,
+        media: Sequence[VideoRequest | ImageRequest | Medium],
+        *,
+        read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
+        history: Sequence[tuple[str, str]] = (),
+        on_progress: OnProgress = no_progress,
+    ) -> "Conversation":
+        """Start a conversation; containers are probed now, frames are decoded at the first question.
+
+        Args:
+            media: what it is about, in the order shown; may be empty.
+            read: how files are read.
+            history: earlier questions and answers.
+            on_progress: told about reading and encoding.
+
+        Raises:
+            UserError: a file cannot be read or does not hold the frames asked for.
+        """
+        opened = tuple(_opened(medium, read) for medium in media)
+        return Conversation(self, opened, read=read, history=history, on_progress=on_progress)
+
+    def ask_batch(
+        self,
+        conversations: Sequence["Conversation"],
+        questions: Sequence[str],
+        options: GenerationOptions = GenerationOptions(),  # noqa: B008 - frozen
+        *,
+        on_text: OnText | None = None,
+    ) -> list[Answer]:
+        """Ask each conversation its question, all in one left-padded batch; each keeps its answer as a turn.
+
+        Answers are those of asking one by one (up to the rounding of batched arithmetic, and to the draws when tokens
+        are drawn).
+
+        Raises:
+            UserError: a question is empty or too long for the window (before anything is decoded), or a file cannot be
+                decoded.
+        """
+        if len(conversations) != len(questions):
+            raise UserError(f"{len(conversations)} conversations but {len(questions)} questions; give one for each")
+        if len({id(conversation) for conversation in conversations}) != len(conversations):
+            raise UserError("a conversation stands twice in the batch; fork it, or ask one question after the other")
+        if not conversations:
+            return []
+        asked = [talk.with_question(question) for talk, question in zip(conversations, questions, strict=True)]
+        for talk, turns in zip(conversations, asked, strict=True):
+            self.prompting.check_window(turns, talk.layouts, options.max_new_tokens)
+        fresh = [talk.encoded is None for talk in conversations]
+        media = [talk.encode() for talk in conversations]
+        samples = [self.prompting.encode(turns, talk.layouts) for talk, turns in zip(conversations, asked, strict=True)]
+        clock = time.perf_counter()
+        generated = generate_answers(self.model, self.decoder, self._batch(samples, media), options, on_text)
+        generate_s = time.perf_counter() - clock
+        answers = []
+        for row, talk in enumerate(conversations):
+            took = media[row] if fresh[row] else None
+            seconds = Seconds(
+                decode=took.decode_s if took else 0.0, encode=took.encode_s if took else 0.0, generate=generate_s
+            )
+            answers.append(self._answer(questions[row], talk, samples[row], generated[row], media[row], seconds))
+            talk.turns = (*asked[row], Turn("assistant", generated[row].text))
+        return answers
+
+    def _batch(self, samples: Sequence[EncodedSample], media: Sequence[EncodedMedia]) -> Batch:
+        """Collate, with the kept tower features in the place of pixels, on the model's device."""
+        batch = collate(samples, self.prompting.processor, "left")
+        text, visual = batch["text"], batch["visual"]
+        device = self.model.device
+        text["input_ids"], text["attention_mask"] = text["input_ids"].to(device), text["attention_mask"].to(device)
+        if visual is not None:
+            del visual["pixel_values"]
+            features = [encoded.features.to(device) for encoded in media if encoded.features is not None]
+            visual["visual_features"] = features[0] if len(features) == 1 else torch.cat(features)
+            visual["prompt_input_ids"] = visual["prompt_input_ids"].to(device)
+            visual["prompt_attention_mask"] = visual["prompt_attention_mask"].to(device)
+        return batch
+
+    def _answer(
+        self,
+        question: str,
+        talk: "Conversation",
+        sample: EncodedSample,
+        generated: Generated,
+        encoded: EncodedMedia,
+        seconds: Seconds,
+    ) -> Answer:
+        shown = tuple(
+            ShownMedium(
+                path=medium.path,
+                type=medium.type,
+                frames=medium.layout.frame_count,
+                timestamps_s=medium.timestamps_s,
+                duration_s=medium.duration_s,
+                reader=reader,
+            )
+            for medium, reader in zip(talk.media, encoded.readers, strict=True)
+        )
+        return Answer(
+            question=question,
+            answer=generated.text,
+            frames=sum(medium.frames for medium in shown),
+            timestamps_s=tuple(time_s for medium in shown for time_s in medium.timestamps_s),
+            visual_tokens=int((sample.input_ids == self.prompting.processor.visual_token_id).sum()),
+            prompt_tokens=len(sample.input_ids),
+            new_tokens=generated.new_tokens,
+            seconds=seconds,
+            peak_bytes=peak_bytes(self.model.device),
+            model=self.name,
+            dtype=str(self.model.dtype).removeprefix("torch."),
+            device=str(self.model.device),
+            reader=",".join(dict.fromkeys(encoded.readers)),
+            media=shown,
+        )
+
+
+class Conversation:
+    """Media and the turns so far; made by `VideoChat.open`.
+
+    Attributes:
+        media: what it is about.
+        turns: questions and answers so far, in the data room's form.
+        encoded: the kept tower features; None before the first question.
+    """
+
+    def __init__(
+        self,
+        chat: VideoChat,
+        media: tuple[Medium, ...],
+        *,
+        read: ReadOptions,
+        history: Sequence[tuple[str, str]],
+        on_progress: OnProgress,
+    ) -> None:
+        self.media = media
+        self.layouts = tuple(medium.layout for medium in media)
+        self.turns: tuple[Turn, ...] = ()
+        self.encoded: EncodedMedia | None = None
+        self._chat = chat
+        self._read = read
+        self._on_progress = on_progress
+        for question, answer in history:
+            self.turns = (*self.with_question(question), Turn("assistant", answer))
+
+    def ask(
+        self,
+        question: str,
+        options: GenerationOptions = GenerationOptions(),  # noqa: B008 - frozen
+        *,
+        on_text: OnText | None = None,
+    ) -> Answer:
+        """Ask, and keep question and answer as turns.
+
+        Args:
+            question: in plain words; the first may place the media by ``<video>`` and ``<image>``.
+            options: how the answer is drawn.
+            on_text: receives the answer's text as it is generated.
+
+        Raises:
+            UserError: as `VideoChat.ask_batch`; the conversation stays as it was.
+        """
+        return self._chat.ask_batch([self], [question], options, on_text=on_text)[0]
+
+    def fork(self) -> "Conversation":
+        """A conversation with the same turns that goes its own way; it shares the frames if they are encoded."""
+        twin = Conversation(self._chat, self.media, read=self._read, history=(), on_progress=self._on_progress)
+        twin.turns, twin.encoded = self.turns, self.encoded
+        return twin
+
+    def encode(self) -> EncodedMedia:
+        """Decode and encode the media unless that is done.
+
+        Raises:
+            UserError: a file cannot be decoded.
+        """
+        if self.encoded is None:
+            chat = self._chat
+            self.encoded = encode_media(
+                self.media,
+                chat.model,
+                chat.prompting.processor,
+                self._read,
+                store_device=chat.store_device,
+                on_progress=self._on_progress,
+            )
+        return self.encoded
+
+    def with_question(self, question: str) -> tuple[Turn, ...]:
+        """The turns with a question behind them.
+
+        Raises:
+            UserError: see `first_question` and `next_question`.
+        """
+        asked = next_question(question) if self.turns else first_question(question, [m.type for m in self.media])
+        return (*self.turns, asked)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called ``name``; ``"auto"`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        UserError: torch has no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros((), device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"device '{name}' cannot be used here ({reason}); use cpu or auto") from error
+
+
+def resolve_dtype(name: str) -> torch.dtype | str:
+    """torch's dtype of a name of `DTYPES`; ``"auto"`` stays, the checkpoint's own.
+
+    Raises:
+        UserError: the name is not known.
+    """
+    if name == "auto":
+        return name
+    if name not in DTYPES:
+        raise UserError(f"dtype '{name}' is not known; use auto or one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _opened(medium: VideoRequest | ImageRequest | Medium, read: ReadOptions) -> Medium:
+    if isinstance(medium, Medium):
+        return medium
+    if isinstance(medium, ImageRequest):
+        return open_image(medium.path)
+    info = probe_video(medium.path, read)
+    return open_video(info, medium.sampling, subtitles=medium.subtitles, reader=read.reader)
