@@ -36,7 +36,7 @@ def resize_and_crop(frames: NDArray[np.uint8], side: int) -> torch.Tensor:
     height, width = frames.shape[1:3]
     if min(height, width) == 0:
         raise UserError(f"frames have shape {frames.shape}: an empty picture cannot be resized")
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(np.array(frames, order="C")).permute(0, 3, 1, 2)
     if min(height, width) != side:
         size = (side, int(side * width / height)) if height <= width else (int(side * height / width), side)
         pixels = interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False)

@@ -183,6 +183,7 @@ def nano_tower() -> EvaVisionTower:
             image_size=IMAGE_SIZE,
             patch_size=PATCH_SIZE,
             hidden_act="gelu",
+            initializer_range=0.02,
         )
     )
 
