@@ -58,7 +58,7 @@ _INDEX = {ngram: index for index, ngram in enumerate(NGRAMS)}
 class VisionRecipe:
     """How the nano tower and Q-Former are pre-trained together."""
 
-    steps: int = 3000
+    steps: int = 2400
     batch_size: int = 128
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.05
