@@ -9,97 +9,83 @@ from typing import Any
 from longvid_train.data.media import MediaOptions
 from longvid_train.errors import UserError
 from longvid_train.evaluation.reading import field, read_json_object
-from longvid_train.evaluation.samples import Strip, read_strip
+from longvid_train.evaluation.samples import Strip, image_strip, read_strip
 
-_REMEDY = "write it with longvid ask VIDEO QUESTION --json > FILE"
+_REMEDY = "write it with longvid ask MEDIUM QUESTION --json > FILE"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AskedTurn:
-    """One question of a conversation; numbers that the file does not give for the turn are None."""
+    """One question of a conversation; ``seconds`` is the sum of decoding, encoding and generating."""
 
     question: str
     answer: str
-    visual_tokens: int | None
-    prompt_tokens: int | None
-    new_tokens: int | None
-    seconds: float | None
+    frames: int
+    visual_tokens: int
+    prompt_tokens: int
+    new_tokens: int
+    seconds: float
+    peak_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """One call of ``longvid ask``.
+    """One call of ``longvid ask``: its questions in order and an even choice of the frames of each medium."""
 
-    Attributes:
-        path: the video or image, as given to ``ask``.
-        timestamps_s: time of each frame shown.
-        frames: frames shown.
-        turns: the questions in order.
-        seconds: for the whole call.
-        peak_bytes: largest memory of the process.
-        strip: frames for the page; None for a still image.
-    """
-
-    path: str
-    timestamps_s: tuple[float, ...]
-    frames: int
     turns: tuple[AskedTurn, ...]
-    seconds: float
-    peak_bytes: int
-    strip: Strip | None
+    strips: tuple[Strip, ...]
 
 
 def read_asked(path: Path) -> Asked:
     """Read one JSON output of ``longvid ask`` and decode the frames it names.
 
     Raises:
-        UserError: the file or its video is missing or broken; the message names it.
+        UserError: the file or a medium of it is missing or broken; the message names it.
     """
     row = read_json_object(path, _REMEDY)
-    where = str(path)
-    video = _video(row, where)
-    times_s = tuple(_time(value, where) for value in field(row, "timestamps_s", list, where))
+    media = _objects(row, "media", str(path))
     return Asked(
-        path=video,
-        timestamps_s=times_s,
-        frames=_frames(row, where),
-        turns=_turns(row, where),
-        seconds=float(field(row, "seconds", (int, float), where)),
-        peak_bytes=field(row, "peak_bytes", int, where),
-        strip=read_strip(Path(video), times_s, MediaOptions()) if times_s else None,
+        turns=_turns(row, str(path)), strips=tuple(_strip(medium, f"{path}: field 'media'") for medium in media)
     )
 
 
 def _turns(row: dict[str, Any], where: str) -> tuple[AskedTurn, ...]:
-    turns = row.get("turns")
-    if not turns:
+    if "turns" not in row:
         return (_turn(row, where),)
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise UserError(f"{where}: field 'turns' must be a list of objects; {_REMEDY}")
+    turns = _objects(row, "turns", where)
     return tuple(_turn(turn, f"{where}: turn {number}") for number, turn in enumerate(turns, start=1))
 
 
 def _turn(row: Mapping[str, Any], where: str) -> AskedTurn:
-    counts = {
-        name: field(row, name, int, where) if name in row else None
-        for name in ("visual_tokens", "prompt_tokens", "new_tokens")
-    }
+    names = ("frames", "visual_tokens", "prompt_tokens", "new_tokens", "peak_bytes")
     return AskedTurn(
         question=field(row, "question", str, where),
         answer=field(row, "answer", str, where),
-        seconds=float(field(row, "seconds", (int, float), where)) if "seconds" in row else None,
-        **counts,
+        seconds=_seconds(row, where),
+        **{name: field(row, name, int, where) for name in names},
     )
 
 
-def _video(row: dict[str, Any], where: str) -> str:
-    name = "video" if "video" in row else "path"
-    return str(field(row, name, str, where))
+def _seconds(row: Mapping[str, Any], where: str) -> float:
+    """The sum of the parts, or the one number."""
+    seconds = field(row, "seconds", (dict, int, float), where)
+    parts = [field(seconds, name, (int, float), where) for name in seconds] if isinstance(seconds, dict) else [seconds]
+    return float(sum(parts))
 
 
-def _frames(row: dict[str, Any], where: str) -> int:
-    frames = field(row, "frames", (int, list), where)
-    return len(frames) if isinstance(frames, list) else int(frames)
+def _strip(medium: Mapping[str, Any], where: str) -> Strip:
+    path = Path(field(medium, "path", str, where))
+    if field(medium, "type", str, where) == "image":
+        return image_strip(path, MediaOptions())
+    times_s = [_time(value, where) for value in field(medium, "timestamps_s", list, where)]
+    return read_strip(path, times_s, MediaOptions())
+
+
+def _objects(row: Mapping[str, Any], name: str, where: str) -> list[dict[str, Any]]:
+    values: list[dict[str, Any]] = field(row, name, list, where)
+    if not all(isinstance(value, dict) for value in values):
+        raise UserError(f"{where}: field '{name}' must be a list of objects; {_REMEDY}")
+    return values
 
 
 def _time(value: Any, where: str) -> float:

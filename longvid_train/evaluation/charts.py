@@ -85,6 +85,7 @@ def scores_png(summaries: Sequence[StageSummary]) -> bytes:
         panels = figure.subplots(1, len(rows), squeeze=False)[0]
         for number, (axes, part, summary) in enumerate(zip(panels, rows, summaries, strict=True), start=1):
             _draw_scores(axes, part)
+            axes.set_ylim(max(len(other) for other in rows) - 0.5, -0.5)
             title = f"Stage {number}: {summary.stage.replace('_', ' ')}"
             axes.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=10)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
@@ -138,7 +139,7 @@ def _draw_scores(axes: Any, rows: Sequence[Scores]) -> None:
             )
     axes.set_yticks(range(len(rows)), [f"{row.kind}{' *' if row.words else ''}" for row in rows])
     axes.tick_params(axis="y", length=0)
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, 1.14)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
     axes.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))

@@ -10,12 +10,12 @@ _PLACEHOLDER = re.compile(r"<(?:image|video)>\n?")
 
 
 def percent(value: float) -> str:
-    """``0.125`` to ``"12.5 %"``; whole percentages without decimals."""
+    """``0.125`` to ``"12.5 %"``, with a narrow no-break space."""
     return _tenths(100 * value) + "\u202f%"
 
 
 def interval(value: Interval) -> str:
-    """The ends of an interval of scores, e.g. ``"40 to 61.5 %"``."""
+    """The ends of an interval of scores, e.g. ``"40.0 to 61.5 %"``."""
     return f"{_tenths(100 * value.low)} to {percent(value.high)}"
 
 
@@ -33,7 +33,7 @@ def duration(seconds: float | None) -> str:
     """``372.4`` to ``"6 min 12 s"``; None to ``"not known"``."""
     if seconds is None:
         return "not known"
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -42,7 +42,7 @@ def duration(seconds: float | None) -> str:
 
 def clock(seconds: float) -> str:
     """Time in a video: ``83.25`` to ``"1:23.2"``, whole seconds without decimals."""
-    tenths = int(seconds * 10 + 1e-6)
+    tenths = int(seconds * 10 + 1e-3)
     minutes, rest = divmod(tenths, 600)
     whole, tenth = divmod(rest, 10)
     return f"{minutes}:{whole:02d}" + (f".{tenth}" if tenth else "")
@@ -87,10 +87,10 @@ def without_placeholders(question: str) -> str:
 
 
 def _tenths(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0")
+    return f"{value:.1f}"
 
 
 def _signed(share: float) -> str:
     """Percentage points with a sign (a true minus), none on zero."""
-    text = _tenths(100 * share).replace("-", "\u2212")
-    return f"+{text}" if round(100 * share, 1) > 0 else text.removeprefix("\u2212") if text == "\u22120" else text
+    points = round(100 * share, 1)
+    return f"{points:+.1f}".replace("-", "\u2212") if points else "0.0"

@@ -69,7 +69,7 @@ def _draw_text(figure: Figure, sample: SampleQuestion, lines: Sequence[str], tex
     for line in lines:
         figure.text(left, place / height, line, fontsize=13, fontweight="bold", va="top")
         place -= 0.3
-    for label, answer in (("before training", sample.before), ("after training", sample.after)):
+    for label, answer in (("before the stage", sample.before), ("after the stage", sample.after)):
         _draw_answer(figure, (left, (place - 0.02) / height), label, answer)
         place -= 0.27
     figure.text(left, (place - 0.02) / height, "truth", fontsize=11, color=MUTED, va="top")

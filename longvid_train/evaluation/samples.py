@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from longvid_train.data.manifest import Manifest, ManifestRules, Media, read_manifest
 from longvid_train.data.media import MediaOptions
@@ -146,8 +147,19 @@ def read_strip(path: Path, times_s: Sequence[float], options: MediaOptions) -> S
     )
 
 
+def image_strip(path: Path, options: MediaOptions) -> Strip:
+    """A still image, scaled down to a thumbnail.
+
+    Raises:
+        UserError: the image cannot be read.
+    """
+    picture = Image.fromarray(read_image(path, limits=options.limits))
+    picture.thumbnail((2 * SHORTEST_EDGE, 2 * SHORTEST_EDGE))
+    return Strip(path=str(path), frames=(np.asarray(picture),), times_s=(None,), shown=1)
+
+
 def _media_by_id(run: Run, ids: set[str]) -> dict[str, list[tuple[Path, Media]]]:
-    """Resolved path and medium of each medium of the rows with these ids."""
+    """Path and medium of each medium of the rows with these ids."""
     path = run.folder / CONFIG_FILE
     named = config_value(run.config, "data.init_args.test", path)
     found: dict[str, list[tuple[Path, Media]]] = {}
@@ -155,7 +167,7 @@ def _media_by_id(run: Run, ids: set[str]) -> dict[str, list[tuple[Path, Media]]]
         manifest = _unchanged_manifest(Path(name), run)
         for sample in manifest:
             if sample.id in ids:
-                found[sample.id] = [(manifest.resolve(medium.path), medium) for medium in sample.media]
+                found[sample.id] = [(manifest.path.parent / medium.path, medium) for medium in sample.media]
     missing = sorted(ids - found.keys())
     if missing:
         raise UserError(f"{path}: data.test has no row '{missing[0]}' that the run answered; --samples 0 shows none")
@@ -179,8 +191,7 @@ def _strips(media: Sequence[tuple[Path, Media]], options: MediaOptions) -> tuple
 
 def _strip(path: Path, medium: Media, options: MediaOptions) -> Strip:
     if medium.type == "image":
-        frame = read_image(path, limits=options.limits)
-        return Strip(path=str(path), frames=(frame,), times_s=(None,), shown=1)
+        return image_strip(path, options)
     sampling = options.sampling
     if medium.start_s or medium.end_s is not None:
         sampling = replace(sampling, start_s=medium.start_s, end_s=medium.end_s)
