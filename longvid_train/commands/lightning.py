@@ -17,20 +17,33 @@ def run(subcommand: str, arguments: list[str]) -> int:
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "jsonargparse"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Importing Lightning takes seconds: only the commands that train pay for it.
+    import transformers
+
     from longvid_train.training.cli import RunCLI
     from longvid_train.training.config_errors import one_line
 
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
+    transformers.utils.logging.disable_progress_bar()
     try:
         RunCLI(subcommand, arguments)
     except argparse.ArgumentError as error:
-        raise UserError(one_line(str(error), subcommand)) from error
+        raise UserError(_named(str(error), arguments) + one_line(str(error), subcommand)) from error
     except UserError as error:
         raise UserError(_without_worker_trace(str(error))) from error
     except SystemExit as stop:
         if stop.code:
             raise
     return 0
+
+
+def _named(message: str, arguments: list[str]) -> str:
+    """Name the config files when YAML cannot be parsed: the parser's own message does not."""
+    if "Problems parsing config" not in message:
+        return ""
+    words = [word.removeprefix("--config=") for word in arguments]
+    files = [word for word, before in zip(words, ["", *words], strict=False) if before in ("-c", "--config")]
+    files += [word for word, given in zip(words, arguments, strict=True) if word != given]
+    return f"{' or '.join(files)}: " if files else ""
 
 
 def _without_worker_trace(message: str) -> str:

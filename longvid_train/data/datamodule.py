@@ -201,7 +201,8 @@ class ManifestDataModule(pl.LightningDataModule):
         if split not in self._datasets:
             paths = self._paths["test" if split == "predict" else split]
             if not paths:
-                raise UserError(f"the config names no manifest for '{split}'; set data.{split}")
+                key = "test" if split == "predict" else split
+                raise UserError(f"the config names no manifest for '{split}'; set data.{key}")
             self._datasets[split] = ManifestDataset(
                 [self._read(path) for path in paths],
                 self.processor,

@@ -82,6 +82,16 @@ class RunCLI(LightningCLI):
         if self._only == "fit" and not checkpoint:
             check_fresh(run_dir)
 
+    def instantiate_classes(self) -> None:
+        """Build the classes; a ``UserError`` of a constructor comes out as it is, not wrapped by jsonargparse."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            mistake: BaseException | None = error
+            while mistake is not None and not isinstance(mistake, UserError):
+                mistake = mistake.__cause__
+            raise (mistake or error) from None
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Build the trainer with this run's loggers, progress and export."""
         settings = self.config[self._only]

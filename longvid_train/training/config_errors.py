@@ -55,6 +55,8 @@ def _unknown_key(key: str, message: str, subcommand: str) -> str:
     hint = _hint(key, message)
     where = _CLASS_PATH.search(message)
     owner = f" of {where.group(1)}" if where else ""
+    if not where and key.split(".")[0] not in TOP_LEVEL:
+        key = key.split(".")[0]
     return f"'{key}' is not a key{owner}{hint} ('longvid {subcommand} --help' lists the keys)"
 
 

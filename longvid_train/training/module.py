@@ -71,6 +71,7 @@ class LlamaVidTraining(pl.LightningModule):
         self.processor: Any = None
         self._window = _StepWindow()
         self._seed = 0
+        self._steps_per_epoch = 0
 
     def setup(self, stage: str) -> None:
         """Check, before weights load, that an epoch fills at least one optimiser step.
@@ -79,7 +80,13 @@ class LlamaVidTraining(pl.LightningModule):
             UserError: an epoch has fewer batches than ``accumulate_grad_batches``.
         """
         if stage == "fit":
-            check_accumulation(len(self.trainer.datamodule.train_dataloader()), self.trainer.accumulate_grad_batches)
+            batches = len(self.trainer.datamodule.train_dataloader())
+            limit = self.trainer.limit_train_batches
+            batches = (
+                min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
+            )
+            check_accumulation(batches, self.trainer.accumulate_grad_batches)
+            self._steps_per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)
 
     def configure_model(self) -> None:
         """Load the checkpoint and freeze what the stage does not train. Lightning calls it before it restores a
@@ -102,11 +109,9 @@ class LlamaVidTraining(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over the trainable parameters and a cosine schedule over the run's optimiser steps."""
-        total = self.trainer.estimated_stepping_batches
-        if not math.isfinite(total) or total < 1:
-            raise UserError("the run has no end; set --trainer.max_epochs or --trainer.max_steps to a positive number")
+        total = total_steps(self._steps_per_epoch, self.trainer.max_epochs, self.trainer.max_steps)
         optimizer = build_adamw(self.model, self.optimizer_config)
-        schedule = cosine_schedule(optimizer, warmup_ratio=self.warmup_ratio, total_steps=int(total))
+        schedule = cosine_schedule(optimizer, warmup_ratio=self.warmup_ratio, total_steps=total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
@@ -215,6 +220,22 @@ def check_accumulation(batches: int, accumulate: int) -> None:
             f"an epoch has {batches} batches on each rank, fewer than accumulate_grad_batches = {accumulate}; "
             "lower accumulate_grad_batches or data.loading.batch_size, or add training rows"
         )
+
+
+def total_steps(steps_per_epoch: int, max_epochs: int | None, max_steps: int) -> int:
+    """Optimiser steps of a run; -1 (or ``None``) is no limit, as in Lightning.
+
+    ``Trainer.estimated_stepping_batches`` is no substitute: in ``configure_optimizers`` it builds the training loader
+    before a checkpoint's loader state is known, and Lightning then never restores that state.
+
+    Raises:
+        UserError: neither limit is set, or one of them allows no step.
+    """
+    limits = [max_steps] if max_steps != -1 else []
+    limits += [steps_per_epoch * max_epochs] if max_epochs not in (None, -1) else []
+    if not limits or min(limits) < 1:
+        raise UserError("the run has no steps or no end; set --trainer.max_epochs or --trainer.max_steps to 1 or more")
+    return min(limits)
 
 
 class _StepWindow:

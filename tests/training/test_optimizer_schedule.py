@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from longvid_train.errors import UserError
-from longvid_train.training.module import check_accumulation
+from longvid_train.training.module import check_accumulation, total_steps
 from longvid_train.training.optimizer import (
     OptimizerConfig,
     build_adamw,
@@ -78,6 +78,19 @@ def test_schedule_drives_the_optimizer() -> None:
 def test_impossible_settings_are_named(settings: dict[str, float]) -> None:
     with pytest.raises(UserError, match="optimizer"):
         OptimizerConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "expected"), [(3, -1, 30), (None, 7, 7), (-1, 7, 7), (3, 7, 7), (1, 50, 10)]
+)
+def test_a_run_ends_at_its_first_limit(epochs: int | None, steps: int, expected: int) -> None:
+    assert total_steps(10, epochs, steps) == expected
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(None, -1), (-1, -1), (0, -1), (2, 0)])
+def test_a_run_without_end_or_steps_is_refused(epochs: int | None, steps: int) -> None:
+    with pytest.raises(UserError, match="max_epochs"):
+        total_steps(10, epochs, steps)
 
 
 def test_accumulation_longer_than_an_epoch_is_refused() -> None:
