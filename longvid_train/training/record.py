@@ -19,7 +19,7 @@ from longvid_train.files import sha256_file, write_json, write_text
 
 RECORD_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
-_PACKAGES = ("longvid-train", "torch", "transformers", "pytorch-lightning", "torchdata", "av", "decord", "wandb")
+_PACKAGES = ("longvid-train", "torch", "transformers", "pytorch-lightning", "av", "decord", "wandb")
 
 
 class RunRecord(SaveConfigCallback):
