@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     from longvid_train.generate.chat import VideoChat
     from longvid_train.generate.media import ReadOptions
     from longvid_train.generate.options import GenerationOptions
-    from longvid_train.generate.prompting import Prompting
+    from longvid_train.generate.prompting import Prompting, unanswered
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -91,6 +91,10 @@ def run(arguments: argparse.Namespace) -> int:
     read = ReadOptions(reader=arguments.reader, isolated=not arguments.no_isolate)
     prompting = Prompting.from_folder(folder, template=template_by_name(arguments.template))
     media = _media(arguments, read, prompting, options)
+    if arguments.questions:
+        layouts = [medium.layout for medium in media]
+        turns = unanswered(arguments.questions, [medium.type for medium in media])
+        prompting.check_window(turns, layouts, options.max_new_tokens)
     _say(f"loading {folder}")
     chat = VideoChat.load(folder, prompting=prompting, device=arguments.device, dtype=arguments.dtype)
     talk = chat.open(media, read=read, on_progress=_Progress())

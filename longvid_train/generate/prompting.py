@@ -71,9 +71,7 @@ class Prompting:
 
     def fits(self, layouts: Sequence[MediumLayout], questions: Sequence[str], max_new_tokens: int) -> bool:
         """Whether a whole conversation fits the window, each answer counted as ``max_new_tokens``."""
-        turns = [first_question(questions[0], [layout.type for layout in layouts])]
-        for question in questions[1:]:
-            turns += [Turn("assistant", ""), next_question(question)]
+        turns = unanswered(questions, [layout.type for layout in layouts])
         return self.prompt_tokens(turns, layouts) + max_new_tokens * len(questions) <= self.window
 
     def check_window(self, turns: Sequence[Turn], layouts: Sequence[MediumLayout], max_new_tokens: int) -> None:
@@ -169,6 +167,18 @@ def next_question(question: str) -> Turn:
             f"the follow-up question {question!r} holds a placeholder; only the first question places media"
         )
     return Turn("user", question)
+
+
+def unanswered(questions: Sequence[str], media: Sequence[MediaType]) -> list[Turn]:
+    """The turns of a whole conversation with empty answers: the least it can take.
+
+    Raises:
+        UserError: see `first_question` and `next_question`.
+    """
+    turns = [first_question(questions[0], media)]
+    for question in questions[1:]:
+        turns += [Turn("assistant", ""), next_question(question)]
+    return turns
 
 
 def _check_filled(question: str) -> None:

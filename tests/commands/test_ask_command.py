@@ -114,6 +114,10 @@ def test_a_picture_beside_a_video(folder: Path, capsys: pytest.CaptureFixture[st
         (["picture.png", "What?", "--model", "model", "--subtitles", "a.srt"], "there are 0 videos"),
         (["a.mp4", "What?", "--model", "model", "--max-new-tokens", "500"], "--max-new-tokens"),
         (["a.mp4", "What?", "--model", "model", "--frames", "16", "--max-new-tokens", "420"], "window of 512"),
+        (
+            ["a.mp4", "What?", "And?", "--model", "model", "--frames", "16", "--max-new-tokens", "370"],
+            "each of 2 quest",
+        ),
         (["a.mp4", "What?", "--model", "model", "--device", "cuda:99"], "device 'cuda:99' cannot be used"),
         (["a.mp4", "What?", "--model", "model", "--dtype", "int4"], "dtype 'int4' is not known"),
         (["a.mp4", "What?", "--model", "model", "--template", "vicuna"], "did you mean 'vicuna_v1'"),
