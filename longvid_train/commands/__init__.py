@@ -1,1 +1,1 @@
-"""One module per command: ``add_arguments(parser)`` and ``run(arguments) -> exit status``. The docstring is its help."""
+"""One module per command: ``add_arguments(parser)`` and ``run(arguments) -> exit status``; its docstring is its help."""

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--media", metavar="FILE", action="append", default=[], help="a further video or image (repeatable)")
     add("--stdin", action="store_true", help="read further questions from standard input, one a line")
     add("--model", type=Path, metavar="FOLDER", help=f"LLaMA-VID checkpoint ({DEFAULT_MODEL} where it exists)")
-    add("--template", default="vicuna_v1", help="vicuna_v1, or plain for a stage-1 model (vicuna_v1)")
+    add("--template", help="vicuna_v1 or plain (the one the checkpoint was trained with)")
     density = parser.add_mutually_exclusive_group()
     density.add_argument("--frames", type=int, metavar="N", help="show N frames, evenly spaced")
     density.add_argument("--fps", type=float, metavar="F", help="show F frames per second (1, as far as they fit)")
@@ -89,7 +89,9 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     read = ReadOptions(reader=arguments.reader, isolated=not arguments.no_isolate)
-    prompting = Prompting.from_folder(folder, template=template_by_name(arguments.template))
+    prompting = Prompting.from_folder(
+        folder, template=None if arguments.template is None else template_by_name(arguments.template)
+    )
     media = _media(arguments, read, prompting, options)
     if arguments.questions:
         layouts = [medium.layout for medium in media]
@@ -233,11 +235,10 @@ def _answered(talk: "Conversation", question: str, options: "GenerationOptions",
 
 
 def _numbers(answer: "Answer") -> str:
-    seconds = answer.seconds
     return (
         f"[{answer.frames} frames, {answer.visual_tokens} visual tokens of {answer.prompt_tokens} prompt tokens, "
-        f"{answer.new_tokens} new tokens; decode {seconds.decode:.2f} s, encode {seconds.encode:.2f} s, "
-        f"generate {seconds.generate:.2f} s; peak {answer.peak_bytes / 2**20:.0f} MiB; {answer.dtype} on "
+        f"{answer.new_tokens} new tokens; decode {answer.decode_s:.2f} s, encode {answer.encode_s:.2f} s, "
+        f"generate {answer.generate_s:.2f} s; peak {answer.peak_bytes / 2**20:.0f} MiB; {answer.dtype} on "
         f"{answer.device}]"
     )
 

@@ -73,6 +73,10 @@ class ManifestDataModule(pl.LightningDataModule):
     Validation and test visit every row exactly once in file order; training leaves out at most ``world_size - 1`` rows
     an epoch. Batches hold labels (teacher forcing) in all three; ``predict`` batches are the test rows without their
     last answer, padded on the left for generation.
+
+    Attributes:
+        template: the chat template.
+        conversation: how conversations become tokens.
     """
 
     def __init__(
@@ -114,8 +118,8 @@ class ManifestDataModule(pl.LightningDataModule):
             "test": [source.path for source in _sources(test)],
         }
         self._weights = tuple(source.weight for source in sources)
-        self._template = template_by_name(template)
-        self._conversation = conversation
+        self.template = template_by_name(template)
+        self.conversation = conversation
         self._media = media
         self._bad_samples = bad_samples
         self._rules = rules
@@ -206,8 +210,8 @@ class ManifestDataModule(pl.LightningDataModule):
             self._datasets[split] = ManifestDataset(
                 [self._read(path) for path in paths],
                 self.processor,
-                self._template,
-                conversation=self._conversation,
+                self.template,
+                conversation=self.conversation,
                 media=self._media,
                 bad_samples=self._bad_samples,
                 for_generation=split == "predict",

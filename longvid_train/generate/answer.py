@@ -8,21 +8,6 @@ import torch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seconds:
-    """Wall-clock seconds.
-
-    Attributes:
-        decode: reading and preprocessing frames; 0 when an earlier question did it.
-        encode: the vision tower; 0 likewise.
-        generate: the text decoder and the language model; of the whole batch when many questions were answered at once.
-    """
-
-    decode: float
-    encode: float
-    generate: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class ShownMedium:
     """One medium an answer is about: its file, ``image`` or ``video``, its frames' times and who decoded it."""
 
@@ -46,7 +31,10 @@ class Answer:
         visual_tokens: visual tokens in the prompt, earlier questions' included.
         prompt_tokens: all tokens of the prompt.
         new_tokens: tokens generated, the end token included.
-        seconds: what took how long.
+        seconds: wall-clock seconds from question to answer, the sum of the three that follow.
+        decode_s: reading and preprocessing frames; 0 when an earlier question did it.
+        encode_s: the vision tower; 0 likewise.
+        generate_s: the text decoder and the language model; of the whole batch when many were answered at once.
         peak_bytes: on a CPU the largest resident memory of this process so far (the isolated decoder's not counted); on
             CUDA the most memory allocated on the device since the model was loaded.
         model: the checkpoint.
@@ -63,7 +51,10 @@ class Answer:
     visual_tokens: int
     prompt_tokens: int
     new_tokens: int
-    seconds: Seconds
+    seconds: float
+    decode_s: float
+    encode_s: float
+    generate_s: float
     peak_bytes: int
     model: str
     dtype: str

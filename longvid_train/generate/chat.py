@@ -21,9 +21,9 @@ import torch
 from longvid_train.data.collate import collate
 from longvid_train.data.conversation import ConversationOptions, EncodedSample
 from longvid_train.data.manifest import Turn
-from longvid_train.data.templates import VICUNA_V1, ChatTemplate
+from longvid_train.data.templates import ChatTemplate
 from longvid_train.errors import UserError
-from longvid_train.generate.answer import Answer, Seconds, ShownMedium, peak_bytes
+from longvid_train.generate.answer import Answer, ShownMedium, peak_bytes
 from longvid_train.generate.generation import AnswerDecoder, Generated, generate_answers
 from longvid_train.generate.media import (
     EncodedMedia,
@@ -85,8 +85,8 @@ class VideoChat:
         folder: str | Path,
         *,
         prompting: Prompting | None = None,
-        template: ChatTemplate = VICUNA_V1,
-        options: ConversationOptions = ConversationOptions(),  # noqa: B008 - frozen
+        template: ChatTemplate | None = None,
+        options: ConversationOptions | None = None,
         device: str = "auto",
         dtype: str = "auto",
         offload_features: bool = False,
@@ -96,8 +96,8 @@ class VideoChat:
         Args:
             folder: written by training (``save_pretrained`` of both).
             prompting: already read from the folder; then ``template`` and ``options`` are not used.
-            template: the one the model was trained with.
-            options: likewise.
+            template: default: the one the checkpoint was trained with.
+            options: default: the content grids it was trained with.
             device: ``"auto"`` takes CUDA where there is one; else torch's name of a device.
             dtype: ``"auto"`` keeps the checkpoint's; or a key of `DTYPES`.
             offload_features: see the class.
@@ -168,11 +168,8 @@ class VideoChat:
         generate_s = time.perf_counter() - clock
         answers = []
         for row, talk in enumerate(conversations):
-            took = media[row] if fresh[row] else None
-            seconds = Seconds(
-                decode=took.decode_s if took else 0.0, encode=took.encode_s if took else 0.0, generate=generate_s
-            )
-            answers.append(self._answer(questions[row], talk, samples[row], generated[row], media[row], seconds))
+            spent_s = (media[row].decode_s, media[row].encode_s, generate_s) if fresh[row] else (0.0, 0.0, generate_s)
+            answers.append(self._answer(questions[row], talk, samples[row], generated[row], media[row], spent_s))
             talk.turns = (*asked[row], Turn("assistant", generated[row].text))
         return answers
 
@@ -197,7 +194,7 @@ class VideoChat:
         sample: EncodedSample,
         generated: Generated,
         encoded: EncodedMedia,
-        seconds: Seconds,
+        spent_s: tuple[float, float, float],
     ) -> Answer:
         shown = tuple(
             ShownMedium(
@@ -218,7 +215,10 @@ class VideoChat:
             visual_tokens=int((sample.input_ids == self.prompting.processor.visual_token_id).sum()),
             prompt_tokens=len(sample.input_ids),
             new_tokens=generated.new_tokens,
-            seconds=seconds,
+            seconds=sum(spent_s),
+            decode_s=spent_s[0],
+            encode_s=spent_s[1],
+            generate_s=spent_s[2],
             peak_bytes=peak_bytes(self.model.device),
             model=self.name,
             dtype=str(self.model.dtype).removeprefix("torch."),

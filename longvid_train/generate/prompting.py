@@ -17,7 +17,7 @@ from longvid_train.data.conversation import (
 from longvid_train.data.manifest import MediaType, Turn
 from longvid_train.data.processing import MultimodalProcessor
 from longvid_train.data.row_checks import PLACEHOLDER
-from longvid_train.data.templates import VICUNA_V1, ChatTemplate
+from longvid_train.data.templates import VICUNA_V1, ChatTemplate, template_by_name
 from longvid_train.errors import UserError
 from longvid_train.models.llama_vid.configuration import LlamaVidConfig
 from longvid_train.models.llama_vid.loading import read_model_type
@@ -47,22 +47,32 @@ class Prompting:
         cls,
         folder: str | Path,
         *,
-        template: ChatTemplate = VICUNA_V1,
-        options: ConversationOptions = ConversationOptions(),  # noqa: B008 - frozen
+        template: ChatTemplate | None = None,
+        options: ConversationOptions | None = None,
     ) -> "Prompting":
         """Read a LLaMA-VID folder's configuration and processor, not its weights.
+
+        Args:
+            folder: the checkpoint.
+            template: default: the one the checkpoint was trained with.
+            options: default: the content grids it was trained with.
 
         Raises:
             UserError: no such folder, another architecture, or a file is missing.
         """
         read_model_type(Path(folder), LlamaVidConfig.model_type)
         text_config = LlamaVidConfig.from_pretrained(folder, local_files_only=True).text_config
+        processor = LlamaVidProcessor.from_pretrained(folder)
         return cls(
-            processor=LlamaVidProcessor.from_pretrained(folder),
+            processor=processor,
             window=int(text_config.max_position_embeddings),
             rope=_rope_words(text_config.rope_parameters),
-            template=template,
-            options=options,
+            template=template or template_by_name(processor.settings.template),
+            options=options
+            or ConversationOptions(
+                image_content_grid=processor.settings.image_content_grid,
+                video_content_grid=processor.settings.video_content_grid,
+            ),
         )
 
     def prompt_tokens(self, turns: Sequence[Turn], layouts: Sequence[MediumLayout]) -> int:

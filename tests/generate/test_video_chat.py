@@ -81,7 +81,7 @@ def test_a_follow_up_reuses_the_frames_and_equals_a_fresh_conversation(
     assert tower_calls == [3, 1]  # frame_chunk of the tiny model is 3
     second = talk.ask(AGAIN, SHORT)
     assert tower_calls == [3, 1]
-    assert (second.seconds.decode, second.seconds.encode) == (0.0, 0.0)
+    assert (second.decode_s, second.encode_s) == (0.0, 0.0)
     assert second.visual_tokens == 2 * first.visual_tokens  # shown again, with the follow-up's own context tokens
     assert [turn.role for turn in talk.turns] == ["user", "assistant", "user", "assistant"]
 

@@ -4,7 +4,7 @@
 """
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from longvid_train.files import write_json
 from longvid_train.models.llama_vid.configuration import LlamaVidConfig
 from longvid_train.models.llama_vid.frames import CLIP_MEAN, CLIP_STD, normalise, resize_and_crop
 from longvid_train.tokens.two_token import tokens_per_frame
+from longvid_train.types import ALL_PATCHES
 
 PROCESSOR_FILE = "llama_vid_processor.json"
 TOKENIZER_FOLDER = "tokenizer"
@@ -35,6 +36,9 @@ class ProcessorSettings:
         use_context: whether a frame has a context token.
         use_content: whether a frame has content tokens.
         max_prompt_tokens: longest prompt the text decoder is given, special tokens included.
+        image_content_grid: content tokens of an image the checkpoint was trained with (``ALL_PATCHES`` or ``n``).
+        video_content_grid: likewise of a video's frame.
+        template: name of the chat template it was trained with.
         image_mean: per RGB channel, of pixels in [0, 1].
         image_std: likewise.
     """
@@ -45,6 +49,9 @@ class ProcessorSettings:
     use_context: bool = True
     use_content: bool = True
     max_prompt_tokens: int = 256
+    image_content_grid: int = ALL_PATCHES
+    video_content_grid: int = 1
+    template: str = "vicuna_v1"
     image_mean: tuple[float, float, float] = CLIP_MEAN
     image_std: tuple[float, float, float] = CLIP_STD
 
@@ -117,6 +124,16 @@ class LlamaVidProcessor:
         return tokens_per_frame(
             content_grid, self.visual_grid, context=settings.use_context, content=settings.use_content
         )
+
+    def trained_with(self, *, template: str, image_content_grid: int, video_content_grid: int) -> "LlamaVidProcessor":
+        """The same processor, recording how the checkpoint beside it was trained, so that inference does likewise."""
+        settings = replace(
+            self.settings,
+            template=template,
+            image_content_grid=image_content_grid,
+            video_content_grid=video_content_grid,
+        )
+        return LlamaVidProcessor(self.tokenizer, self.prompt_tokenizer, settings)
 
     def preprocess_frames(self, frames: NDArray[np.uint8]) -> torch.Tensor:
         """``(N, height, width, 3)`` uint8 RGB to ``(N, 3, image_size, image_size)`` float32.
