@@ -75,7 +75,7 @@ def choose_rows(answers: Sequence[Answer], most: int) -> list[int]:
 
 
 def read_samples(run: Run, most: int) -> tuple[SampleQuestion, ...]:
-    """Choose rows of a run and decode their frames, each file in a process of its own.
+    """Choose rows of a run and decode their frames, each file once and in a process of its own.
 
     Raises:
         UserError: a manifest of the run or a video cannot be read, or no longer has the row.
@@ -85,11 +85,16 @@ def read_samples(run: Run, most: int) -> tuple[SampleQuestion, ...]:
         return ()
     options = media_options(run)
     media = _media_by_id(run, {run.after[row].id for row in rows})
+    files = list(dict.fromkeys(medium for row in rows for medium in media[run.after[row].id]))
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        strips = list(pool.map(lambda row: _strips(media[run.after[row].id], options), rows))
+        strips = dict(zip(files, pool.map(lambda file: _strip(*file, options), files), strict=True))
     return tuple(
-        SampleQuestion(before=run.before[row], after=run.after[row], strips=found)
-        for row, found in zip(rows, strips, strict=True)
+        SampleQuestion(
+            before=run.before[row],
+            after=run.after[row],
+            strips=tuple(strips[medium] for medium in media[run.after[row].id]),
+        )
+        for row in rows
     )
 
 
@@ -183,10 +188,6 @@ def _unchanged_manifest(path: Path, run: Run) -> Manifest:
             "restore it, or use --samples 0 for a report without frames"
         )
     return manifest
-
-
-def _strips(media: Sequence[tuple[Path, Media]], options: MediaOptions) -> tuple[Strip, ...]:
-    return tuple(_strip(path, medium, options) for path, medium in media)
 
 
 def _strip(path: Path, medium: Media, options: MediaOptions) -> Strip:
