@@ -87,7 +87,7 @@ def read_samples(run: Run, most: int) -> tuple[SampleQuestion, ...]:
     media = _media_by_id(run, {run.after[row].id for row in rows})
     files = list(dict.fromkeys(medium for row in rows for medium in media[run.after[row].id]))
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        strips = dict(zip(files, pool.map(lambda file: _strip(*file, options), files), strict=True))
+        strips = dict(zip(files, pool.map(lambda file: _strip(file[0], file[1], options), files), strict=True))
     return tuple(
         SampleQuestion(
             before=run.before[row],
