@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 
 from longvid_train.errors import UserError
@@ -74,12 +75,13 @@ class LlamaVidTraining(pl.LightningModule):
         self._steps_per_epoch = 0
 
     def setup(self, stage: str) -> None:
-        """Check, before weights load, that an epoch fills at least one optimiser step.
+        """Check, before weights load, that the strategy keeps the loss exact and an epoch fills an optimiser step.
 
         Raises:
-            UserError: an epoch has fewer batches than ``accumulate_grad_batches``.
+            UserError: a strategy that owns the gradients, or fewer batches an epoch than ``accumulate_grad_batches``.
         """
         if stage == "fit":
+            check_strategy(self.trainer.strategy)
             batches = len(self.trainer.datamodule.train_dataloader())
             limit = self.trainer.limit_train_batches
             batches = (
@@ -207,6 +209,19 @@ class LlamaVidTraining(pl.LightningModule):
         if self.model is not None:
             for _, module in frozen_modules(self.model):
                 module.eval()
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Refuse strategies whose gradients ``on_before_optimizer_step`` cannot rescale (DeepSpeed, FSDP).
+
+    Raises:
+        UserError: the strategy is neither single-device nor DDP.
+    """
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+        raise UserError(
+            f"trainer.strategy is {type(strategy).__name__}: it owns the gradients, and the loss would no longer be "
+            "averaged over supervised tokens; use 'auto' or 'ddp'"
+        )
 
 
 def check_accumulation(batches: int, accumulate: int) -> None:

@@ -1,4 +1,4 @@
-"""The quickstart's own world, parts and configs, through the real command line: every stage must improve its measure."""
+"""The quickstart's own world, parts and configs, through the real command line: every stage improves its measure."""
 
 import json
 import os
