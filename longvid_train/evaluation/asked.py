@@ -61,16 +61,9 @@ def _turn(row: Mapping[str, Any], where: str) -> AskedTurn:
     return AskedTurn(
         question=field(row, "question", str, where),
         answer=field(row, "answer", str, where),
-        seconds=_seconds(row, where),
+        seconds=float(field(row, "seconds", (int, float), where)),
         **{name: field(row, name, int, where) for name in names},
     )
-
-
-def _seconds(row: Mapping[str, Any], where: str) -> float:
-    """The sum of the parts, or the one number."""
-    seconds = field(row, "seconds", (dict, int, float), where)
-    parts = [field(seconds, name, (int, float), where) for name in seconds] if isinstance(seconds, dict) else [seconds]
-    return float(sum(parts))
 
 
 def _strip(medium: Mapping[str, Any], where: str) -> Strip:
