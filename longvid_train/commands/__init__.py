@@ -1,1 +1,1 @@
-"""One module per command: ``add_arguments(parser)`` and ``run(arguments) -> exit status``; its docstring is its help."""
+"""One module a command: ``add_arguments(parser)``, ``run(arguments) -> exit status``; the docstring is its help."""

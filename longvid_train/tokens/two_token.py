@@ -1,7 +1,7 @@
 """LLaMA-VID's token plan: a context token and ``n x n`` content tokens a frame (paper Sec. 3.2).
 
-Pure integers: the processor, the data module and the model all count visual tokens with these functions, so a sequence length
-is known before any frame is decoded.
+Pure integers: the processor, the data module and the model all count visual tokens with these functions, so a sequence
+length is known before any frame is decoded.
 """
 
 from longvid_train.errors import UserError

@@ -224,7 +224,7 @@ def test_a_config_builds_it(processor_folder: str, sampling: dict[str, Any], exp
     )
     assert isinstance(module, ManifestDataModule)
     assert module._media == MediaOptions(sampling=expected, cache_bytes=1000)
-    assert module._conversation == ConversationOptions(placeholder_position="random", max_tokens=4096)
+    assert module.conversation == ConversationOptions(placeholder_position="random", max_tokens=4096)
     assert module._paths == {"train": ["a.jsonl", "b.jsonl"], "val": ["v.jsonl"], "test": []}
     assert module._weights == (1.0, 0.5)
 

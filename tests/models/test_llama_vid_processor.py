@@ -33,15 +33,17 @@ def processor(**fields):
 
 @given(st.integers(5, 90), st.integers(5, 90), st.integers(0, 9))
 @settings(max_examples=40, deadline=None)
-def test_pixels_are_within_a_grey_level_of_transformers_clip(height, width, seed):
+def test_pixels_are_transformers_clip_s_up_to_rounding(height, width, seed):
     frames = np.random.default_rng(seed).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
     theirs = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
     expected = theirs([Image.fromarray(frame) for frame in frames], return_tensors="pt")["pixel_values"]
     pixels = processor().preprocess_frames(frames)
     assert (pixels.dtype, pixels.is_contiguous()) == (torch.float32, True)
     levels = (pixels - expected).abs() * torch.tensor(CLIP_STD).view(1, 3, 1, 1) * 255
-    assert levels.max() < 1.001
+    # PIL rounds to whole grey levels after each of its two passes, torch after its own: two levels at worst.
+    assert levels.max() < 2.001
     assert levels.mean() < 0.05
+    assert (levels > 1.001).float().mean() < 0.002
 
 
 def test_pixels_of_the_right_size_are_untouched():
