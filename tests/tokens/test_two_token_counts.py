@@ -22,7 +22,7 @@ def test_a_grid_counts_its_cells_or_is_refused(content_grid: int, patch_grid: in
     if patch_grid % content_grid == 0:
         assert content_token_count(content_grid, patch_grid) == content_grid**2
     else:
-        with pytest.raises(UserError, match=rf"content_grid {content_grid} does not divide .* use one of \[1, "):
+        with pytest.raises(UserError, match=rf"content_grid {content_grid} does not divide .* use one of \[1[,\]]"):
             content_token_count(content_grid, patch_grid)
 
 
