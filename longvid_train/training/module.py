@@ -11,11 +11,12 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 
 from longvid_train.errors import UserError
 from longvid_train.training.batches import visual_keywords
-from longvid_train.training.checkpoint import check_llama_vid_folder, load_for_training
+from longvid_train.training.checkpoint import check_llama_vid_folder, load_for_training, stretch_window
 from longvid_train.training.optimizer import OptimizerConfig, build_adamw, cosine_schedule
 from longvid_train.training.stages import Stage, apply_stage, frozen_modules
 from longvid_train.types import Batch
@@ -97,7 +98,10 @@ class LlamaVidTraining(pl.LightningModule):
             return
         if self.torch_threads:
             torch.set_num_threads(self.torch_threads)
-        self.model, self.processor = load_for_training(self.model_folder, rope_scaling=self.rope_scaling)
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        self.model, self.processor = load_for_training(
+            self.model_folder, rope_scaling=1.0 if fitting else self.rope_scaling
+        )
         if self.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model.train()
@@ -121,6 +125,11 @@ class LlamaVidTraining(pl.LightningModule):
         self._seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         self._window = _StepWindow()
         self.train()
+
+    def on_train_start(self) -> None:
+        """Stretch the window. Callbacks come first: held-out answers "before" are those of the checkpoint as it came."""
+        if self.rope_scaling != 1:
+            stretch_window(self.model, self.rope_scaling)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Make the step's random numbers a function of seed, rank and micro-batch, and keep frozen modules in eval

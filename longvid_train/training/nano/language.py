@@ -51,6 +51,24 @@ class LanguageRecipe:
     seed: int = 0
 
 
+LONG_RECIPE = LanguageRecipe(
+    steps=1500,
+    batch_size=24,
+    learning_rate=7e-4,
+    decay_from=0.5,
+    shortest_s=4,
+    first_longest_s=12,
+    longest_s=24,
+    steps_per_second=60,
+    questions=5,
+    merged=0.85,
+    subtitles=0.8,
+    longest_copy_s=8,
+    seed=1,
+)
+"""Goes on from the first recipe's model: readings of up to 24 s that fill the window, most of them with speech."""
+
+
 @dataclass
 class _Bags:
     """A reading as bags of token ids, a label for each, and where the answer to each kind of question stands."""
