@@ -8,4 +8,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh
 out=${1:-longvid_train/assets/nano}
 .venv/bin/python -m longvid_train.training.nano.pretrain language --out "$out"
+.venv/bin/python -m longvid_train.training.nano.pretrain lengthen --out "$out"
 .venv/bin/python -m longvid_train.training.nano.pretrain vision --out "$out"

@@ -127,7 +127,7 @@ class LlamaVidTraining(pl.LightningModule):
         self.train()
 
     def on_train_start(self) -> None:
-        """Stretch the window. Callbacks come first: held-out answers "before" are those of the checkpoint as it came."""
+        """Stretch the window. Callbacks come first: the answers "before" are those of the checkpoint as it came."""
         if self.rope_scaling != 1:
             stretch_window(self.model, self.rope_scaling)
 

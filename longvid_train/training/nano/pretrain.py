@@ -1,12 +1,14 @@
 """Pre-train a nano part and write it with the record of how it was made.
 
 python -m longvid_train.training.nano.pretrain language --out longvid_train/assets/nano
+python -m longvid_train.training.nano.pretrain lengthen --out longvid_train/assets/nano
 python -m longvid_train.training.nano.pretrain vision --out longvid_train/assets/nano
 """
 
 import argparse
 import csv
 import dataclasses
+import json
 import platform
 import shlex
 import subprocess
@@ -23,6 +25,7 @@ from pytorch_lightning.loggers import CSVLogger
 from longvid_train.errors import UserError
 from longvid_train.files import sha256_file, write_json
 from longvid_train.training.nano.language import (
+    LONG_RECIPE,
     LanguagePretraining,
     LanguageRecipe,
     ReadingBatches,
@@ -30,11 +33,13 @@ from longvid_train.training.nano.language import (
 )
 from longvid_train.training.nano.tokenizer import train_tokenizer
 
+RECORD = "provenance.json"
+
 
 def main() -> None:
     """Parse the command line and pre-train one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("language", "vision"))
+    parser.add_argument("part", choices=("language", "lengthen", "vision"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/nano_parts"), help="where the training logs go")
     parser.add_argument("--steps", type=int, help="override the recipe's number of steps")
@@ -44,6 +49,8 @@ def main() -> None:
     overrides = {} if arguments.steps is None else {"steps": arguments.steps}
     if arguments.part == "language":
         pretrain_language(LanguageRecipe(**overrides), arguments.out, arguments.runs)
+    elif arguments.part == "lengthen":
+        lengthen_language(dataclasses.replace(LONG_RECIPE, **overrides), arguments.out, arguments.runs)
     else:
         pretrain_vision(overrides, arguments.out, arguments.runs)
 
@@ -57,6 +64,19 @@ def pretrain_language(recipe: LanguageRecipe, out: Path, runs: Path) -> None:
     seconds = _fit(module, ReadingBatches(tokenizer, recipe), recipe.steps, runs, "language")
     module.model.half().save_pretrained(out / "language_model")
     _record(out / "language_model", recipe, seconds, runs / "language")
+
+
+def lengthen_language(recipe: LanguageRecipe, out: Path, runs: Path) -> None:
+    """Go on training ``out/language_model`` on longer readings; its record keeps that of the model it started from."""
+    folder = out / "language_model"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out / "tokenizer")
+    before = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    pl.seed_everything(recipe.seed, verbose=False)
+    model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    module = LanguagePretraining(model, recipe)
+    seconds = _fit(module, ReadingBatches(tokenizer, recipe), recipe.steps, runs, "lengthen")
+    module.model.half().save_pretrained(folder)
+    _record(folder, recipe, seconds, runs / "lengthen", started_from=before)
 
 
 def pretrain_vision(overrides: dict[str, int], out: Path, runs: Path) -> None:
@@ -102,11 +122,12 @@ def _fit(module: pl.LightningModule, batches: Any, steps: int, runs: Path, name:
     return time.perf_counter() - start
 
 
-def _record(folder: Path, recipe: Any, seconds: float, run: Path) -> None:
+def _record(folder: Path, recipe: Any, seconds: float, run: Path, **more: Any) -> None:
     """Write ``provenance.json``: seed, command, commit, hash of the generating code, versions and the last metrics."""
     write_json(
-        folder / "provenance.json",
+        folder / RECORD,
         {
+            **more,
             "command": shlex.join(["python", "-m", "longvid_train.training.nano.pretrain", *sys.argv[1:]]),
             "commit": _commit(),
             "data": "episodes of longvid_train.world, split 'train', drawn from the seed",
