@@ -45,34 +45,36 @@ def save_folder(target: Path, *parts: Any) -> None:
         shutil.rmtree(staging)
 
 
-def load_for_training(folder: str | Path, *, rope_scaling: float) -> tuple[Any, Any]:
-    """Load ``(model, processor)`` in float32, its language window stretched by ``rope_scaling`` (1 leaves it as it is).
+def load_for_training(folder: str | Path) -> tuple[Any, Any]:
+    """Load ``(model, processor)`` in float32.
 
     Raises:
-        UserError: see ``check_llama_vid_folder`` and ``stretch_window``.
+        UserError: see ``check_llama_vid_folder``.
     """
-    model = load_llama_vid(folder, dtype=torch.float32)
-    processor = LlamaVidProcessor.from_pretrained(folder)
-    if rope_scaling != 1:
-        stretch_window(model, rope_scaling)
-    return model, processor
+    return load_llama_vid(folder, dtype=torch.float32), LlamaVidProcessor.from_pretrained(folder)
+
+
+def check_not_stretched(model: Any, factor: float) -> None:
+    """Refuse to stretch a window twice.
+
+    Raises:
+        UserError: the checkpoint is already stretched.
+    """
+    found = model.config.text_config.rope_parameters.get("rope_type", "default")
+    if found != "default":
+        raise UserError(
+            f"rope_scaling {factor}: the checkpoint already has rope_type '{found}' "
+            f"({model.config.text_config.rope_parameters}); set rope_scaling to 1, or start from a checkpoint that is "
+            "not stretched"
+        )
 
 
 def stretch_window(model: Any, factor: float) -> None:
     """Interpolate rotary positions linearly by ``factor`` and widen ``max_position_embeddings`` by it (paper, stage 3).
 
     Both are written into the model's text config, so the saved checkpoint carries them; the rotary buffers are rebuilt.
-
-    Raises:
-        UserError: the checkpoint is already stretched.
     """
     config = model.config.text_config
-    found = config.rope_parameters.get("rope_type", "default")
-    if found != "default":
-        raise UserError(
-            f"rope_scaling {factor}: the checkpoint already has rope_type '{found}' ({config.rope_parameters}); "
-            "set rope_scaling to 1, or start from a checkpoint that is not stretched"
-        )
     config.rope_parameters = {**config.rope_parameters, "rope_type": "linear", "factor": float(factor)}
     config.max_position_embeddings = round(config.max_position_embeddings * factor)
     decoder = model.language_model.model

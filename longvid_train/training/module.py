@@ -11,12 +11,16 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
-from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 
 from longvid_train.errors import UserError
 from longvid_train.training.batches import visual_keywords
-from longvid_train.training.checkpoint import check_llama_vid_folder, load_for_training, stretch_window
+from longvid_train.training.checkpoint import (
+    check_llama_vid_folder,
+    check_not_stretched,
+    load_for_training,
+    stretch_window,
+)
 from longvid_train.training.optimizer import OptimizerConfig, build_adamw, cosine_schedule
 from longvid_train.training.stages import Stage, apply_stage, frozen_modules
 from longvid_train.types import Batch
@@ -73,6 +77,7 @@ class LlamaVidTraining(pl.LightningModule):
         self.processor: Any = None
         self._window = _StepWindow()
         self._seed = 0
+        self._fitting = False
         self._steps_per_epoch = 0
 
     def setup(self, stage: str) -> None:
@@ -81,7 +86,8 @@ class LlamaVidTraining(pl.LightningModule):
         Raises:
             UserError: a strategy that owns the gradients, or fewer batches an epoch than ``accumulate_grad_batches``.
         """
-        if stage == "fit":
+        self._fitting = stage == "fit"
+        if self._fitting:
             check_strategy(self.trainer.strategy)
             batches = len(self.trainer.datamodule.train_dataloader())
             limit = self.trainer.limit_train_batches
@@ -98,10 +104,11 @@ class LlamaVidTraining(pl.LightningModule):
             return
         if self.torch_threads:
             torch.set_num_threads(self.torch_threads)
-        fitting = self.trainer.state.fn == TrainerFn.FITTING
-        self.model, self.processor = load_for_training(
-            self.model_folder, rope_scaling=1.0 if fitting else self.rope_scaling
-        )
+        self.model, self.processor = load_for_training(self.model_folder)
+        if self.rope_scaling != 1:
+            check_not_stretched(self.model, self.rope_scaling)
+            if not self._fitting:
+                stretch_window(self.model, self.rope_scaling)
         if self.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model.train()

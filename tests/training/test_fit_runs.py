@@ -148,3 +148,29 @@ def test_two_ranks_train_like_one(fit_config: FitConfig, tmp_path: Path) -> None
             assert left[name] == pytest.approx(right[name], rel=1e-4)
     for name, value in weights(one).items():
         torch.testing.assert_close(value, weights(two)[name], rtol=1e-4, atol=1e-5)
+
+
+def test_answers_before_are_the_checkpoint_s_and_answers_after_the_stretched_model_s(
+    fit_config: FitConfig, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from longvid_train.models.llama_vid.loading import load_llama_vid
+    from longvid_train.training import answers
+
+    factors: list[float] = []
+    original = answers.generate_answers
+
+    def noting(model: Any, *rest: Any, **options: Any) -> list[str]:
+        factors.append(model.config.text_config.rope_parameters.get("factor", 1.0))
+        return original(model, *rest, **options)
+
+    monkeypatch.setattr(answers, "generate_answers", noting)
+    config = fit_config(answers={"enabled": True, "max_new_tokens": 2}, model__init_args__rope_scaling=4.0)
+    assert fit(config, "--trainer.max_steps", "1") == 0
+    assert factors[0] == 1.0
+    assert factors[-1] == 4.0
+    exported = load_llama_vid(tmp_path / "run" / "model").config.text_config
+    assert exported.rope_parameters["factor"] == 4.0
+    assert (
+        exported.max_position_embeddings
+        == 4 * load_llama_vid(tiny_model_folder).config.text_config.max_position_embeddings
+    )
