@@ -1,17 +1,23 @@
 """``longvid``: argument parsing only. Each command lives in ``longvid_train.commands``, imported when it is called."""
 
 import argparse
+import errno
 import importlib
 import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from longvid_train import __version__
 from longvid_train.errors import UserError, nearest
 
 EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
+_WRONG_PLACE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+)
+"""What the operating system answers when a file or folder that the user named cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         if debug:
             raise
-        print(f"longvid: {error}", file=sys.stderr)
+        print(f"longvid: {_on_one_line(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
     except BrokenPipeError:
         return EXIT_FAILURE
@@ -56,8 +62,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        print(f"longvid: {type(error).__name__}: {error} (run again with --debug for the traceback)", file=sys.stderr)
+        if isinstance(error, OSError) and error.errno in _WRONG_PLACE and error.filename is not None:
+            print(f"longvid: {error.filename}: {error.strerror}; name another file or folder", file=sys.stderr)
+            return EXIT_USER_ERROR
+        what = f"{type(error).__name__}: {_on_one_line(error)}"
+        print(f"longvid: {what} (run again with --debug for the traceback)", file=sys.stderr)
         return EXIT_FAILURE
+
+
+def _on_one_line(error: Exception) -> str:
+    """The message without line breaks, which names of files may hold."""
+    return " ".join(str(error).splitlines())
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake as one line, like every other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `UserError` with the argument, and for an unknown option the nearest valid one."""
+        unknown = next((word for word in message.split() if word.startswith("--")), None)
+        if unknown is not None and message.startswith("unrecognized arguments"):
+            message += nearest(unknown.partition("=")[0], list(self._option_string_actions))
+        raise UserError(f"{message} ('{self.prog} --help' lists the arguments)")
 
 
 def _dispatch(words: list[str]) -> int:
@@ -69,11 +95,13 @@ def _dispatch(words: list[str]) -> int:
         return 0
     name, rest = words[0], words[1:]
     if name not in COMMANDS:
-        raise UserError(f"'{name}' is not a command{nearest(name, list(COMMANDS))} Run 'longvid --help' for the list.")
+        raise UserError(
+            f"'{name}' is not a command{nearest(name, list(COMMANDS)) or '.'} Run 'longvid --help' for the list."
+        )
     module = importlib.import_module(f"longvid_train.commands.{COMMANDS[name].module}")
     if COMMANDS[name].module == "lightning":
         return int(module.run(name, rest))
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"longvid {name}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -90,7 +90,7 @@ def template_by_name(name: str) -> ChatTemplate:
     """
     if name not in TEMPLATES:
         raise UserError(
-            f"template '{name}' does not exist{nearest(name, list(TEMPLATES))}; use one of {list(TEMPLATES)}"
+            f"template '{name}' does not exist{nearest(name, list(TEMPLATES)) or '.'} Use one of {list(TEMPLATES)}"
         )
     return TEMPLATES[name]
 

@@ -61,7 +61,9 @@ def choose(reader: str, info: VideoInfo, index: FrameIndex) -> str:
         UserError: the reader is unknown, not installed, or wrong for this file.
     """
     if reader not in READERS:
-        raise UserError(f"reader '{reader}' is not known{nearest(reader, READERS)} Use one of {', '.join(READERS)}")
+        raise UserError(
+            f"reader '{reader}' is not known{nearest(reader, READERS) or '.'} Use one of {', '.join(READERS)}"
+        )
     if reader != "decord":
         return "pyav"
     if importlib.util.find_spec("decord") is None:

@@ -26,7 +26,7 @@ def background(name: str, size_px: int) -> NDArray[np.uint8]:
         UserError: no scene has that name.
     """
     if name not in SCENES:
-        raise UserError(f"scene '{name}' is unknown{nearest(name, list(SCENES))} Scenes: {', '.join(SCENES)}")
+        raise UserError(f"scene '{name}' is unknown{nearest(name, list(SCENES)) or '.'} Scenes: {', '.join(SCENES)}")
     canvas = _Canvas(size_px * _SCALE)
     _PAINTERS[name](canvas)
     picture = np.asarray(canvas.image.resize((size_px, size_px), Image.Resampling.BOX)).copy()

@@ -72,7 +72,8 @@ def ask(episode: Episode, kind: str, rng: random.Random) -> Question | None:
     """
     if kind not in QUESTION_KINDS:
         raise UserError(
-            f"question kind '{kind}' is unknown{nearest(kind, list(QUESTION_KINDS))} Kinds: {', '.join(QUESTION_KINDS)}"
+            f"question kind '{kind}' is unknown{nearest(kind, list(QUESTION_KINDS)) or '.'} "
+            f"Kinds: {', '.join(QUESTION_KINDS)}"
         )
     return QUESTION_KINDS[kind](episode, rng)
 

@@ -91,7 +91,7 @@ def _check_counts(settings: SetSettings) -> None:
         for split, count in getattr(settings, what).items():
             if split not in get_args(Split):
                 raise UserError(
-                    f"split '{split}' is unknown{nearest(split, list(get_args(Split)))} Splits: train, val, test"
+                    f"split '{split}' is unknown{nearest(split, list(get_args(Split))) or '.'} Splits: train, val, test"
                 )
             if isinstance(count, bool) or not isinstance(count, int) or count < 0:
                 raise UserError(f"{what}: {split}={count!r} must be a whole number, zero or more")
@@ -134,7 +134,7 @@ def _check_questions(settings: SetSettings) -> None:
     for kind in settings.kinds:
         if kind not in QUESTION_KINDS:
             raise UserError(
-                f"question kind '{kind}' is unknown{nearest(kind, list(QUESTION_KINDS))} "
+                f"question kind '{kind}' is unknown{nearest(kind, list(QUESTION_KINDS)) or '.'} "
                 f"Kinds: {', '.join(QUESTION_KINDS)}"
             )
     if settings.questions_per_episode < 1:
@@ -272,4 +272,6 @@ def _mapping(value: object, where: str) -> Mapping[str, Any]:
 def _known(values: Mapping[str, Any], valid: list[str] | tuple[str, ...], where: str) -> None:
     for key in values:
         if key not in valid:
-            raise UserError(f"{where}: '{key}' is unknown{nearest(str(key), list(valid))} Keys: {', '.join(valid)}")
+            raise UserError(
+                f"{where}: '{key}' is unknown{nearest(str(key), list(valid)) or '.'} Keys: {', '.join(valid)}"
+            )
