@@ -17,7 +17,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = Path("quickstart/stage3/model")
 DEFAULT_FPS = 1.0
+DEFAULT_NEW_TOKENS = 256
 STDIN_QUESTIONS = 4
 """Questions the default sampling leaves room for when more may come from standard input."""
 
@@ -56,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--subtitles", metavar="FILE.srt", action="append", default=[], help="subtitles, once a video in their order")
     add("--device", default="auto", help="auto, cpu or cuda (auto)")
     add("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (auto: the checkpoint's)")
-    add("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (256)")
+    add("--max-new-tokens", type=int, metavar="N", help="longest answer (256, or what half the window leaves each)")
     add("--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest words (0)")
     add("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest tokens of probability P (1)")
     add("--num-beams", type=int, default=1, metavar="N", help="beam search (1: none)")
@@ -81,8 +82,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    asked_tokens = arguments.max_new_tokens
     options = GenerationOptions(
-        max_new_tokens=arguments.max_new_tokens,
+        max_new_tokens=DEFAULT_NEW_TOKENS if asked_tokens is None else asked_tokens,
         temperature=arguments.temperature,
         top_p=arguments.top_p,
         num_beams=arguments.num_beams,
@@ -92,6 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
     prompting = Prompting.from_folder(
         folder, template=None if arguments.template is None else template_by_name(arguments.template)
     )
+    if asked_tokens is None:
+        options = replace(options, max_new_tokens=_default_new_tokens(prompting.window, _planned(arguments)))
     media = _media(arguments, read, prompting, options)
     if arguments.questions:
         layouts = [medium.layout for medium in media]
@@ -114,6 +118,22 @@ def _check_words(arguments: argparse.Namespace) -> None:
     for question in arguments.questions:
         if not question.strip():
             raise UserError('the question is empty; write one, e.g. "What happens in the video?"')
+
+
+def _planned(arguments: argparse.Namespace) -> list[str]:
+    """The questions to leave room for; those of standard input are not known yet."""
+    questions = [*arguments.questions]
+    if arguments.stdin:
+        questions += [questions[0] if questions else "?"] * max(1, STDIN_QUESTIONS - len(questions))
+    return questions
+
+
+def _default_new_tokens(window: int, questions: list[str]) -> int:
+    """Tokens of an answer when none are asked for: half the window belongs to the questions and what they show."""
+    room = max(1, window // 2 // len(questions))
+    if room < DEFAULT_NEW_TOKENS:
+        _say(f"answers have up to {room} tokens each: the language model's window is {window} (--max-new-tokens)")
+    return min(DEFAULT_NEW_TOKENS, room)
 
 
 def _model_folder(given: Path | None) -> Path:
@@ -206,9 +226,7 @@ def _default_sampling(
     def fits(media: "list[Medium]") -> bool:
         return prompting.fits([m.layout for m in media], questions, options.max_new_tokens)
 
-    questions = [*arguments.questions]
-    if arguments.stdin:
-        questions += [questions[0] if questions else "?"] * max(1, STDIN_QUESTIONS - len(questions))
+    questions = _planned(arguments)
     media = sampled(None)
     if fits(media):
         return media

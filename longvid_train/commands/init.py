@@ -43,8 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the folder and print its size in parameters."""
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise UserError(f"{arguments.out}: --out must be a folder, and this is a file")
     if arguments.out.exists() and any(arguments.out.iterdir()):
         raise UserError(f"{arguments.out}: the folder is not empty; choose another --out or delete it")
+    if arguments.image_size is not None and arguments.image_size < 1:
+        raise UserError(f"--image-size is {arguments.image_size}; it must be a number of pixels, at least 1")
+    if not 0 <= arguments.seed < 2**32:
+        raise UserError(f"--seed is {arguments.seed}; it must be 0 or more and below 2**32")
     import pytorch_lightning as pl
 
     from longvid_train.models.llama_vid import LlamaVidProcessor, build_llama_vid
@@ -72,7 +78,10 @@ def _tokenizer(folder: Path) -> Any:
 
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; name the folder of a saved tokenizer")
-    return AutoTokenizer.from_pretrained(folder)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} holds no tokenizer that transformers can read; name a saved one's folder") from error
 
 
 def _visual_token_id(tokenizer: Any) -> int:

@@ -103,7 +103,12 @@ class EncodedMedia:
 
 
 def media_type(path: str | Path) -> MediaType:
-    """Whether a file is a still image or (probably) a video, by its content. A GIF of several pictures is a video."""
+    """Whether a file is a still image or (probably) a video, by its content. A GIF of several pictures is a video.
+
+    What is not a regular file is left to `probe_video` to refuse: opening a pipe would wait for ever.
+    """
+    if not Path(path).is_file():
+        return "video"
     try:
         with Image.open(path, formats=FORMATS) as image:
             moving = image.format == "GIF" and getattr(image, "n_frames", 1) > 1

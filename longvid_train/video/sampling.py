@@ -17,6 +17,9 @@ from longvid_train.video.info import VideoInfo
 TOLERANCE_S = 1e-3
 """Containers round timestamps (Matroska to 1 ms): a frame up to this much after the time counts as on screen."""
 
+MAX_TIMES = 1 << 24
+"""Most times one selection may list: a rate of a billion frames a second must not fill the memory with indices."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Window:
@@ -116,6 +119,8 @@ def select(sampling: Sampling, timestamps_s: NDArray[np.float64], duration_s: fl
     if isinstance(sampling, FramesPerSecond):
         times = _regular_count(sampling, end_s)
         if sampling.max_frames is None or times <= sampling.max_frames:
+            if times > MAX_TIMES:
+                raise UserError(f"fps is {sampling.fps:g}, which asks for more than {MAX_TIMES} frames; lower it")
             return _on_screen(timestamps_s, sampling.start_s + np.arange(times) / sampling.fps)
         return _uniform(timestamps_s, sampling.start_s, end_s, sampling.max_frames, at_most=True)
     return _uniform(timestamps_s, sampling.start_s, end_s, sampling.count, at_most=sampling.at_most)
@@ -150,7 +155,9 @@ def _checked_times(sampling: AtTimes, end_s: float) -> NDArray[np.float64]:
 
 
 def _regular_count(sampling: FramesPerSecond, end_s: float) -> int:
-    return max(1, math.ceil((end_s - sampling.start_s) * sampling.fps - TOLERANCE_S))
+    """Number of times, exact up to `MAX_TIMES` and above it only known to be above."""
+    times = min((end_s - sampling.start_s) * sampling.fps, float(2 * MAX_TIMES))
+    return max(1, math.ceil(times - TOLERANCE_S))
 
 
 def _on_screen(timestamps_s: NDArray[np.float64], times_s: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -167,6 +174,6 @@ def _uniform(
     if count > available and not at_most:
         raise UserError(
             f"{count} frames asked for, but the video or window ({start_s:g} to {end_s:.3f} s) has {available}; "
-            f"ask for at most {available}, or say at_most"
+            f"ask for at most {available}, or set at_most in a config to take what there is"
         )
     return np.rint(np.linspace(first, last, min(count, available))).astype(np.int64)

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -88,6 +89,27 @@ def test_without_a_rate_a_video_is_shown_at_1_fps_capped_by_the_window(
     assert json.loads(printed.out)["frames"] == 5
     assert "would be 8 frames" in printed.err
     assert "room for 5" in printed.err
+
+
+def test_without_a_limit_answers_leave_half_a_small_window_to_the_questions(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = shutil.copytree(folder / "model", folder / "small")
+    config = json.loads((small / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 320
+    (small / "config.json").write_text(json.dumps(config))
+    words = ["ask", str(folder / "a.mp4"), "What is it?", "And?", "--frames", "2", "--json", "--no-isolate"]
+    assert main([*words, "--model", str(small)]) == 0
+    printed = capsys.readouterr()
+    assert all(turn["new_tokens"] <= 80 for turn in json.loads(printed.out)["turns"])
+    assert "answers have up to 80 tokens each: the language model's window is 320" in printed.err
+
+
+def test_a_pipe_is_refused_and_not_waited_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = folder / "pipe.mp4"
+    os.mkfifo(pipe)
+    assert main(["ask", str(pipe), "What is it?", "--model", str(folder / "model"), "--no-isolate"]) == 2
+    assert f"{pipe}: not a regular file" in capsys.readouterr().err
 
 
 def test_a_picture_beside_a_video(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

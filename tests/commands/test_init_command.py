@@ -41,7 +41,12 @@ def test_a_fresh_bert_decoder_and_no_decoder(tmp_path: Path) -> None:
         (["--tower", "nowhere"], "nowhere"),
         (["--text-decoder", "nowhere.json"], "nowhere.json does not exist"),
         (["--tokenizer", "nowhere"], "nowhere is not a folder"),
+        (["--tokenizer", str(NANO_PARTS / "tower")], "tower holds no tokenizer"),
         (["--no-text-decoder", "--no-content"], "a frame would have no token"),
+        (["--image-size", "0"], "--image-size is 0"),
+        (["--image-size", "-14"], "--image-size is -14"),
+        (["--image-size", "113"], "not a multiple"),
+        (["--seed", "-1"], "--seed is -1"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(

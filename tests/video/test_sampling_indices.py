@@ -147,3 +147,11 @@ def test_frame_count_is_the_number_of_frames_selected(
     )
     sampling = FramesPerSecond(fps=fps, max_frames=cap)
     assert frame_count(sampling, info) == len(select(sampling, times, duration)) <= max(cap, 1)
+
+
+@pytest.mark.parametrize("fps", [1e9, 1e308])
+def test_an_absurd_rate_is_refused_before_its_indices_fill_the_memory(fps: float) -> None:
+    times, duration = constant(20, 4.0)
+    with pytest.raises(UserError, match="asks for more than 16777216 frames; lower it"):
+        select(FramesPerSecond(fps=fps), times, duration)
+    assert select(FramesPerSecond(fps=fps, max_frames=2), times, duration).tolist() == [0, 19]
