@@ -144,8 +144,9 @@ def check_checkpoint(run_dir: Path, checkpoint: str | None) -> None:
         raise UserError(f"--ckpt_path {checkpoint}: no such file; name a .ckpt file or 'last'")
 
 
-def _checkpoint_folder(run_dir: str) -> str:
-    return str(Path(run_dir) / CHECKPOINT_FOLDER)
+def _checkpoint_folder(run_dir: str | None) -> str | None:
+    """None without a run folder: that it is required is the parser's to say."""
+    return None if run_dir is None else str(Path(run_dir) / CHECKPOINT_FOLDER)
 
 
 __all__ = ["METRICS_FILE", "RunCLI", "check_checkpoint", "check_fresh"]

@@ -13,6 +13,7 @@ from longvid_train.training.answers import AnswerAccuracy
 
 _NOISE = re.compile(r"^(Does not validate|Subtypes:|Errors:|- Expected a <class 'NoneType'>|Given value)")
 _CLASS_PATH = re.compile(r"class_path '([\w.]+)'")
+_NO_VALUE = re.compile(r'Parser key "(run_dir)":\s+Expected a .*\. Got value: None')
 _UNKNOWN = (
     re.compile(r"Subcommand '\w+' does not accept option '([\w.]+)'"),
     re.compile(r"Group '[\w.]+' does not accept option '([\w.]+)'"),
@@ -40,7 +41,7 @@ def one_line(message: str, subcommand: str) -> str:
         found = pattern.search(message)
         if found:
             return _unknown_key(found.group(1), message, subcommand)
-    missing = re.search(r"following arguments are required: (.+)", message)
+    missing = re.search(r"following arguments are required: (.+)", message) or _NO_VALUE.search(message)
     if missing:
         example = "--config configs/llama_vid/nano/stage1.yaml"
         return f"{subcommand}: no value for {missing.group(1)}; give a config, e.g. {example}"
@@ -64,7 +65,8 @@ def _hint(key: str, message: str) -> str:
     first, _, rest = key.partition(".")
     where = _CLASS_PATH.search(message)
     if where:
-        return nearest(key.rsplit(".", 1)[-1], _names_of(where.group(1)))
+        name, places = key.rsplit(".", 1)[-1], _places_of(where.group(1))
+        return f"; did you mean '{places[name]}'?" if name in places else nearest(name, list(places))
     if first == "trainer":
         return nearest(rest, _parameters(pl.Trainer))
     if first == "checkpoint":
@@ -74,15 +76,16 @@ def _hint(key: str, message: str) -> str:
     return nearest(first, TOP_LEVEL)
 
 
-def _names_of(class_path: str) -> list[str]:
-    """Names of the parameters of a class and of the fields of its dataclass parameters."""
+def _places_of(class_path: str) -> dict[str, str]:
+    """Parameters of a class and fields of its dataclass parameters, by name: where in the config each one stands."""
     module, _, name = class_path.rpartition(".")
     owner = getattr(importlib.import_module(module), name)
-    names = _parameters(owner)
+    places = {name: name for name in _parameters(owner)}
     for parameter in inspect.signature(owner).parameters.values():
         if dataclasses.is_dataclass(parameter.annotation):
-            names += [field.name for field in dataclasses.fields(parameter.annotation)]
-    return names
+            for field in dataclasses.fields(parameter.annotation):
+                places.setdefault(field.name, f"{parameter.name}.{field.name}")
+    return places
 
 
 def _parameters(owner: Any) -> list[str]:

@@ -29,6 +29,7 @@ def complaint(config: Path, capsys: pytest.CaptureFixture[str], *words: str) -> 
         ({"trainr": {"max_epochs": 1}}, [], "'trainr' is not a key; did you mean 'trainer'?"),
         ({"trainer__max_epoch": 1}, [], "'trainer.max_epoch' is not a key; did you mean 'max_epochs'?"),
         ({"model__init_args__optimizer": {"lrr": 1}}, [], "did you mean 'lr'?"),
+        ({"model__init_args__lr": 1}, [], "did you mean 'optimizer.lr'?"),
         ({"model__init_args__warmup_ration": 1}, [], "did you mean 'warmup_ratio'?"),
         ({"data__init_args__trian": "x"}, [], "did you mean 'train'?"),
         ({"answers": {"max_new_token": 3}}, [], "did you mean 'max_new_tokens'?"),
@@ -55,6 +56,13 @@ def test_mistakes_in_a_config(
 ) -> None:
     assert expected in complaint(fit_config(**changes), capsys, *words)
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_no_config_at_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["fit"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert "give a config, e.g. --config" in lines[0]
 
 
 def test_a_missing_config_and_a_broken_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
