@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh
 
 out=quickstart
-export WANDB_MODE=offline WANDB_SILENT=true TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 PYTHONWARNINGS=ignore
+export WANDB_MODE=offline WANDB_SILENT=true DS_ACCELERATOR=cpu TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 PYTHONWARNINGS=ignore
 longvid=.venv/bin/longvid
 start=$SECONDS
 say() { printf '\n== %s (%d s)\n' "$1" $((SECONDS - start)) >&2; }
@@ -47,5 +47,5 @@ $longvid ask "$held_out/${drawn[0]}" "${drawn[@]:2}" --subtitles "$held_out/${dr
 .venv/bin/python -m json.tool $out/asked.json
 
 say "writing the report"
-$longvid report $out/stage1 $out/stage2 $out/stage3 --asked $out/asked.json --out $out/report.html
+$longvid report $out/stage1 $out/stage2 $out/stage3 --asked $out/asked.json --samples 6 --out $out/report.html
 say "done: open $out/report.html"
