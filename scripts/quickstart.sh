@@ -42,10 +42,16 @@ for other in same:
 print("the right answers:", ", ".join(other["meta"]["answer"] for other in same), file=sys.stderr)
 PICK
 )
-$longvid ask "$held_out/${drawn[0]}" "${drawn[@]:2}" --subtitles "$held_out/${drawn[1]}" --model $out/stage3/model \
-    --json > $out/asked.json
-.venv/bin/python -m json.tool $out/asked.json
+asked=()
+for number in "${!drawn[@]}"; do
+    if ((number < 2)); then continue; fi
+    asked+=("$out/asked_$((number - 1)).json")
+    $longvid ask "$held_out/${drawn[0]}" "${drawn[number]}" --subtitles "$held_out/${drawn[1]}" --fps 1 \
+        --max-new-tokens 16 --model $out/stage3/model --json > "${asked[-1]}"
+    .venv/bin/python -c 'import json, sys; row = json.load(open(sys.argv[1])); print(row["question"], "->", row["answer"])' \
+        "${asked[-1]}"
+done
 
 say "writing the report"
-$longvid report $out/stage1 $out/stage2 $out/stage3 --asked $out/asked.json --samples 6 --out $out/report.html
+$longvid report $out/stage1 $out/stage2 $out/stage3 --asked "${asked[@]}" --samples 6 --pictures $out/pictures --out $out/report.html
 say "done: open $out/report.html"

@@ -25,8 +25,6 @@ from longvid_train.video.pyav_reader import Group, _shared, _work, group_by_keyf
 from longvid_train.video.source import Source, open_source
 from scripts.bench.video_readers import HEIGHT, WIDTH, write_hour, write_minute
 
-COUNTS = (32, 256)
-
 
 def read(source: Source, count: int, *, decoders: int, threads: int) -> NDArray[np.uint8]:
     """Read ``count`` evenly spaced frames with so many decoders of so many threads each."""
@@ -66,6 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the files and the table")
     parser.add_argument("--repeats", type=int, default=5, help="timed repeats after one warm-up (5)")
+    parser.add_argument("--counts", type=int, nargs="+", default=[32, 256], help="frames to read of each file (32 256)")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     minute, hour = arguments.out / "minute.mp4", arguments.out / "hour.mp4"
@@ -75,7 +74,7 @@ def main() -> None:
         write_hour(hour, minute)
     lines = ["| file | frames | way | seconds | ratio |", "|---|---|---|---|---|"]
     for path in (minute, hour):
-        for count in COUNTS:
+        for count in arguments.counts:
             results = compare(path, count, arguments.repeats)
             lines += [
                 f"| {path.stem} | {count} | {name} | {taken:.2f} | {taken / results[0][1]:.2f} |"
