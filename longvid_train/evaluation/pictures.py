@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 
 from longvid_train.evaluation.charts import INK, MUTED
 from longvid_train.evaluation.formatting import clock, without_placeholders
-from longvid_train.evaluation.reading import Answer
 from longvid_train.evaluation.samples import SampleQuestion, Strip, thin_out
 from longvid_train.evaluation.summary import verdict
+from longvid_train.generate.record import AnswerRecord as Answer
 
 _COLUMNS = 8
 _WIDTH_IN = 11.0

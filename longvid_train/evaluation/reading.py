@@ -11,27 +11,13 @@ from typing import Any
 import yaml
 
 from longvid_train.errors import UserError
+from longvid_train.generate.record import AnswerRecord as Answer
 
 RECORD_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 ANSWERS_BEFORE_FILE = "answers_before.jsonl"
 ANSWERS_AFTER_FILE = "answers_after.jsonl"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """One answered question; ``correct`` is its score from 0 to 1."""
-
-    id: str
-    kind: str
-    question: str
-    answer: str
-    truth: str
-    correct: float
-    frames: int
-    visual_tokens: int
-    prompt_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,8 @@ from PIL import Image
 from longvid_train.data.manifest import Manifest, ManifestRules, Media, read_manifest
 from longvid_train.data.media import MediaOptions
 from longvid_train.errors import UserError
-from longvid_train.evaluation.reading import CONFIG_FILE, Answer, Run, config_value
+from longvid_train.evaluation.reading import CONFIG_FILE, Run, config_value
+from longvid_train.generate.record import AnswerRecord as Answer
 from longvid_train.types import VideoClip
 from longvid_train.video import (
     AtTimes,

@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, median
 from typing import Any
 
-from longvid_train.evaluation.reading import Answer, Run
+from longvid_train.evaluation.reading import Run
 from longvid_train.evaluation.statistics import Interval, bootstrap_mean
+from longvid_train.generate.record import AnswerRecord as Answer
 from longvid_train.generate.scoring import SEQUENCE_KINDS
 
 OVERALL = "overall"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pytorch_lightning.loggers import WandbLogger
 from longvid_train.data.manifest import Sample
 from longvid_train.errors import UserError
 from longvid_train.files import write_text
+from longvid_train.generate.record import AnswerRecord
 from longvid_train.generate.scoring import score_answer
 from longvid_train.training.batches import visual_keywords
 from longvid_train.types import Batch, VisualInputs
@@ -21,21 +22,6 @@ from longvid_train.types import Batch, VisualInputs
 OVERALL = "overall"
 UNKNOWN_KIND = "other"
 TABLE_ROWS = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnswerRecord:
-    """One answered question; ``correct`` is its score from 0 to 1 (``longvid_train.generate.scoring``)."""
-
-    id: str
-    kind: str
-    question: str
-    answer: str
-    truth: str
-    correct: float
-    frames: int
-    visual_tokens: int
-    prompt_tokens: int
 
 
 class AnswerAccuracy(Callback):
