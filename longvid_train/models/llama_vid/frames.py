@@ -24,8 +24,8 @@ def resize_and_crop(frames: NDArray[np.uint8], side: int) -> torch.Tensor:
         side: pixels.
 
     Returns:
-        ``(N, 3, side, side)`` uint8 (channels last in memory), within two grey levels of PIL's resize (nearly always
-        one: the two round at different points).
+        ``(N, 3, side, side)`` uint8 (channels last in memory), within two grey levels of PIL's resize, width
+        first and then height (nearly always one: the two round at different points).
 
     Raises:
         UserError: the array is not of that shape and type.
