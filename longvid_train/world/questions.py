@@ -64,6 +64,12 @@ def frame_caption(episode: Episode, time_s: float) -> str:
     return f"in the {episode.scene_at(time_s).name}: {seen}"
 
 
+def speech(episode: Episode) -> str:
+    """List what was said with which object, in order: ``"red circle apple, blue star kite"``; empty without speech."""
+    spoken = _spoken(episode)
+    return ", ".join(f"{a.name} {spoken[a.enter_s]}" for a in episode.appearances if a.enter_s in spoken)
+
+
 def ask(episode: Episode, kind: str, rng: random.Random) -> Question | None:
     """Draw one question of a kind, or None where the episode has no evidence for one.
 
@@ -129,14 +135,18 @@ def _description(episode: Episode, rng: random.Random) -> Question | None:
 
 
 def _subtitle(episode: Episode, rng: random.Random) -> Question | None:
-    spoken = {line.start_s: line for line in episode.subtitles}
+    spoken = _spoken(episode)
     candidates = [a for a in _unique(episode) if a.enter_s in spoken]
     found = _choose(candidates, rng)
     if found is None:
         return None
-    word = spoken[found.enter_s].text.split()[-1]
     text = f"Which word was said when the {found.name} was there?"
-    return Question(kind="subtitle", text=text, answer=word, evidence_s=_when(found))
+    return Question(kind="subtitle", text=text, answer=spoken[found.enter_s], evidence_s=_when(found))
+
+
+def _spoken(episode: Episode) -> dict[float, str]:
+    """The code word of every subtitle by the time it starts, which is when its object enters."""
+    return {line.start_s: line.text.split()[-1] for line in episode.subtitles}
 
 
 QUESTION_KINDS: dict[str, Callable[[Episode, random.Random], Question | None]] = {

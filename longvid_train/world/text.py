@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from longvid_train.types import Subtitle
 from longvid_train.world.episode import Episode
-from longvid_train.world.questions import Question, ask, caption
+from longvid_train.world.questions import Question, ask, caption, speech
 
 NOTHING = "nothing"
 
@@ -29,10 +29,11 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """A transcript, its caption and questions about it."""
+    """A transcript, its caption, what was said with which object, and questions about it."""
 
     entries: tuple[Entry, ...]
     caption: str
+    speech: str
     questions: tuple[Question, ...]
 
 
@@ -45,7 +46,12 @@ def read_episode(
     everything), one of everything. Otherwise every word stands alone.
     """
     entries = tuple(_entry(episode, second, rng, merged) for second in range(math.ceil(episode.duration_s)))
-    return Reading(entries=entries, caption=caption(episode), questions=_questions(episode, rng, kinds, questions))
+    return Reading(
+        entries=entries,
+        caption=caption(episode),
+        speech=speech(episode),
+        questions=_questions(episode, rng, kinds, questions),
+    )
 
 
 def transcript(episode: Episode) -> str:

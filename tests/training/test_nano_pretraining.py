@@ -1,5 +1,6 @@
 """The pre-training of the nano parts: what a reading becomes, what a frame is asked, and what ships."""
 
+import dataclasses
 import json
 import random
 
@@ -9,6 +10,8 @@ from transformers import AutoTokenizer
 
 from longvid_train.commands.init import NANO_PARTS
 from longvid_train.training.nano.language import (
+    LONG_RECIPE,
+    WINDOW,
     LanguagePretraining,
     LanguageRecipe,
     ReadingBatches,
@@ -60,6 +63,19 @@ def test_readings_follow_the_seed(tokenizer) -> None:
 
     assert torch.equal(first(1), first(1))
     assert not torch.equal(first(1), first(2))
+
+
+def test_long_readings_fill_the_window_with_whole_questions(tokenizer) -> None:
+    recipe = dataclasses.replace(LONG_RECIPE, steps=30, batch_size=4, first_longest_s=72, subtitles=1.0)
+    kinds = set()
+    fullest = 0
+    for batch in ReadingBatches(tokenizer, recipe):
+        assert batch["labels"].shape[1] <= WINDOW
+        assert len(batch["answers"]) >= 4
+        kinds |= {kind for kind, *_ in batch["answers"]}
+        fullest = max(fullest, batch["labels"].shape[1])
+    assert fullest > WINDOW - 20
+    assert kinds >= {"needle", "order", "count", "detail", "subtitle", "speech", "story"}
 
 
 def test_language_loss_is_that_of_transformers_on_plain_words(tokenizer) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from longvid_train.errors import UserError
 from longvid_train.world.episode import Episode, WorldSettings, make_episode
-from longvid_train.world.questions import QUESTION_KINDS, ask, caption, frame_caption
+from longvid_train.world.questions import QUESTION_KINDS, ask, caption, frame_caption, speech
 
 few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 10_000)
@@ -99,6 +99,15 @@ def test_subtitle(seed: int) -> None:
     found = episode.appearances[the_one(episode, name[1])]
     said = [line.text for line in episode.subtitles if line.start_s < found.leave_s and line.end_s > found.enter_s]
     assert said == [f"the word is {question.answer}"]
+
+
+@few
+@given(seeds)
+def test_speech_lists_every_subtitle_with_the_object_it_starts_with(seed: int) -> None:
+    episode = build(seed)
+    said = [line.rsplit(" ", 1) for line in speech(episode).split(", ") if line]
+    entered = {a.enter_s: a.name for a in episode.appearances}
+    assert said == [[entered[line.start_s], line.text.split()[-1]] for line in episode.subtitles]
 
 
 def test_subtitle_questions_are_found_in_most_episodes() -> None:

@@ -24,13 +24,27 @@ from longvid_train.world.text import Reading, plain_entries, read_episode
 WINDOW = 256
 """Positions the language model is pre-trained for: LLaMA-VID's stage 3 extends them."""
 
-STORY, COPY, CAPTION = "story", "copy", "caption"
+LONGEST_PLAIN_S = 30
+"""In plain words a second takes about five positions: longer readings would leave no room for questions."""
+
+STORY, COPY, SPEECH, CAPTION = "story", "copy", "speech", "caption"
 SHORT_KINDS = ("needle", "order", "count", "detail", "subtitle")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageRecipe:
-    """How the nano language model is pre-trained; lengths grow by one second every ``steps_per_second`` steps."""
+    """How the nano language model is pre-trained; lengths grow by one second every ``steps_per_second`` steps.
+
+    Attributes:
+        questions: most questions of a reading; those that would outgrow the window are left out.
+        merged: share of batches whose readings are merged, two positions a second.
+        subtitles: share of readings with speech.
+        bare_captions: share of readings told right away, without the word "Story:".
+        stories: share of the other readings that are told at all.
+        copies: share of readings of at most ``longest_copy_s`` whose every second is written out in plain words.
+        speeches: share of readings with speech that list what was said with which object.
+        longest_gap_s: the longest pause between two objects is drawn from these, for each reading.
+    """
 
     steps: int = 2800
     batch_size: int = 32
@@ -46,27 +60,34 @@ class LanguageRecipe:
     merged: float = 0.75
     subtitles: float = 0.4
     bare_captions: float = 0.4
+    stories: float = 1.0
     copies: float = 0.5
     longest_copy_s: int = 6
+    speeches: float = 0.0
+    longest_gap_s: tuple[float, ...] = (0.8,)
     seed: int = 0
 
 
 LONG_RECIPE = LanguageRecipe(
-    steps=1500,
+    steps=3000,
     batch_size=24,
-    learning_rate=7e-4,
+    learning_rate=1e-3,
     decay_from=0.5,
-    shortest_s=4,
-    first_longest_s=12,
-    longest_s=24,
-    steps_per_second=60,
-    questions=5,
-    merged=0.85,
-    subtitles=0.8,
+    shortest_s=6,
+    first_longest_s=16,
+    longest_s=72,
+    steps_per_second=30,
+    questions=12,
+    merged=0.9,
+    subtitles=0.6,
+    bare_captions=0.1,
+    stories=0.3,
+    speeches=0.5,
     longest_copy_s=8,
+    longest_gap_s=(0.8, 3.0, 8.0),
     seed=1,
 )
-"""Goes on from the first recipe's model: readings of up to 24 s that fill the window, most of them with speech."""
+"""Goes on from the first recipe's model: readings of up to 72 s, crowded and sparse, questions that fill the window."""
 
 
 @dataclass
@@ -115,16 +136,26 @@ class ReadingBatches(IterableDataset[ReadingBatch]):
         return min(self._recipe.longest_s, grown_s)
 
     def _batch(self, rng: random.Random, longest_s: int) -> ReadingBatch:
-        duration_s = rng.randint(self._recipe.shortest_s, longest_s)
         merged = rng.random() < self._recipe.merged
+        duration_s = rng.randint(self._recipe.shortest_s, longest_s if merged else min(longest_s, LONGEST_PLAIN_S))
         batch = _pad([self._reading(rng, duration_s, merged) for _ in range(self._recipe.batch_size)])
         return {**batch, "mode": "merged" if merged else "plain"}
 
     def _reading(self, rng: random.Random, duration_s: int, merged: bool) -> _Bags:
-        settings = WorldSettings(duration_s=float(duration_s), subtitles=rng.random() < self._recipe.subtitles)
+        """A reading whose transcript leaves room in the window for two answers at least."""
+        while True:
+            bags = self._to_bags(self._drawn(rng, duration_s, merged), rng)
+            if len(bags.answers) > 1:
+                return bags
+
+    def _drawn(self, rng: random.Random, duration_s: int, merged: bool) -> Reading:
+        settings = WorldSettings(
+            duration_s=float(duration_s),
+            gap_s=(0.0, rng.choice(self._recipe.longest_gap_s)),
+            subtitles=rng.random() < self._recipe.subtitles,
+        )
         episode = make_episode(settings, split="train", seed=rng.getrandbits(32), index=0)
-        reading = read_episode(episode, rng, kinds=SHORT_KINDS, questions=self._recipe.questions, merged=merged)
-        return self._to_bags(reading, rng)
+        return read_episode(episode, rng, kinds=SHORT_KINDS, questions=self._recipe.questions, merged=merged)
 
     def _to_bags(self, reading: Reading, rng: random.Random) -> _Bags:
         bags = _Bags()
@@ -134,18 +165,29 @@ class ReadingBatches(IterableDataset[ReadingBatch]):
                 bags.add(tuple(token for word in words for token in self._encode(f" {word}")))
             if entry.spoken:
                 bags.add_text(self._encode(f" {entry.spoken}"), supervised=False)
-        tasks = [(q.kind, f"\nQuestion: {q.text} Answer:", q.answer) for q in reading.questions]
-        if rng.random() < self._recipe.bare_captions:
+        bare = rng.random() < self._recipe.bare_captions
+        if bare:
             self._answer(bags, CAPTION, (), self._encode(f"{reading.caption}\n"))
-        else:
-            tasks.insert(rng.choice((0, len(tasks))), (STORY, "\nStory:", reading.caption))
-        if len(reading.entries) <= self._recipe.longest_copy_s and rng.random() < self._recipe.copies:
-            tasks.insert(0, (COPY, "\nFrames:", plain_entries(reading)))
-        for kind, prompt, answer in tasks:
-            self._answer(bags, kind, self._encode(prompt), (*self._encode(f" {answer}"), self._tokenizer.eos_token_id))
+        for kind, prompt, answer in self._tasks(reading, rng, told=bare or rng.random() >= self._recipe.stories):
+            tokens = (*self._encode(f" {answer}"), self._tokenizer.eos_token_id)
+            self._answer(bags, kind, self._encode(prompt), tokens)
         return bags
 
+    def _tasks(self, reading: Reading, rng: random.Random, *, told: bool) -> list[tuple[str, str, str]]:
+        """``(kind, prompt, answer)`` of what is asked about a reading, in order."""
+        tasks = [(q.kind, f"\nQuestion: {q.text} Answer:", q.answer) for q in reading.questions]
+        if not told:
+            tasks.insert(rng.choice((0, len(tasks))), (STORY, "\nStory:", reading.caption))
+        if reading.speech and rng.random() < self._recipe.speeches:
+            tasks.insert(rng.choice((0, len(tasks))), (SPEECH, "\nSpeech:", reading.speech))
+        if len(reading.entries) <= self._recipe.longest_copy_s and rng.random() < self._recipe.copies:
+            tasks.insert(0, (COPY, "\nFrames:", plain_entries(reading)))
+        return tasks
+
     def _answer(self, bags: _Bags, kind: str, prompt: tuple[int, ...], answer: tuple[int, ...]) -> None:
+        """Add a task, unless it would outgrow the window."""
+        if len(bags.ids) + len(prompt) + len(answer) > WINDOW:
+            return
         bags.add_text(prompt, supervised=False)
         start = len(bags.ids)
         bags.add_text(answer, supervised=True)
