@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longvid_train.data.conversation import LoadedMedium, MediumLayout
+from longvid_train.data.frame_counts import FrameCounts, thinned
 from longvid_train.data.manifest import Media
 from longvid_train.data.processing import MultimodalProcessor
 from longvid_train.data.subtitles import lines_after_frames, lines_in_window
@@ -17,7 +18,6 @@ from longvid_train.video import (
     DecodeLimits,
     FramesPerSecond,
     Sampling,
-    frame_count,
     probe,
     read_clip,
     read_image,
@@ -38,6 +38,8 @@ class MediaOptions:
         limits: ceilings on what a file may cost.
         cache_bytes: decoded frames each worker keeps in memory, so that questions on one video decode it once; 0 keeps
             none.
+        probe_cache: file that remembers frame counts between runs, so that lengths of rows are known without probing
+            every video again; None remembers them within a process only.
     """
 
     sampling: Sampling = field(default_factory=lambda: FramesPerSecond(fps=1.0))
@@ -47,6 +49,7 @@ class MediaOptions:
     shortest_edge: int | None = None
     limits: DecodeLimits = field(default_factory=DecodeLimits)
     cache_bytes: int = 0
+    probe_cache: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,9 +112,15 @@ class MediaLoader:
         self._options = options
         self._processor = processor
         self.cache = FrameCache(options.cache_bytes)
+        self._frame_counts = FrameCounts(None if options.probe_cache is None else Path(options.probe_cache))
 
-    def load(self, medium: Media, folder: Path) -> LoadedMedium:
+    def load(self, medium: Media, folder: Path, max_frames: int | None = None) -> LoadedMedium:
         """Decode and preprocess one medium whose relative paths start at ``folder``.
+
+        Args:
+            medium: the image or video.
+            folder: where its relative paths start.
+            max_frames: thin a video's sampled frames evenly to this many; only those are decoded.
 
         Raises:
             UserError: the file cannot be read, or breaks a limit.
@@ -120,7 +129,7 @@ class MediaLoader:
         if medium.type == "image":
             frames = read_image(path, limits=self._options.limits)[None]
             return LoadedMedium(MediumLayout.without_subtitles("image", 1), self._processor.preprocess_frames(frames))
-        video = self._decoded(path, medium)
+        video = self._decoded(path, self._thinned_sampling(path, medium, max_frames))
         lines = lines_after_frames(self._subtitles(medium, folder), video.timestamps_s)
         return LoadedMedium(MediumLayout("video", lines), self._processor.preprocess_frames(video.frames))
 
@@ -132,16 +141,18 @@ class MediaLoader:
         """
         if medium.type == "image":
             return MediumLayout.without_subtitles("image", 1)
-        frames = frame_count(self._sampling(medium), probe(folder / medium.path, limits=self._options.limits))
+        options = self._options
+        path, sampling = folder / medium.path, self._sampling(medium)
+        frames = self._frame_counts.count(path, sampling, options.limits, isolated=options.isolated)
         return MediumLayout("video", lines_after_frames(self._subtitles(medium, folder), (float("-inf"),) * frames))
 
-    def _decoded(self, path: Path, medium: Media) -> _DecodedVideo:
-        key = (path, self._sampling(medium))
+    def _decoded(self, path: Path, sampling: Sampling) -> _DecodedVideo:
+        key = (path, sampling)
         video = self.cache.get(key)
         if video is None:
             clip = read_clip(
                 path,
-                key[1],
+                sampling,
                 reader=self._options.reader,
                 isolated=self._options.isolated,
                 limits=self._options.limits,
@@ -151,6 +162,12 @@ class MediaLoader:
             video = _DecodedVideo(clip.frames, tuple(clip.timestamps_s.tolist()))
             self.cache.put(key, video)
         return video
+
+    def _thinned_sampling(self, path: Path, medium: Media, max_frames: int | None) -> Sampling:
+        sampling = self._sampling(medium)
+        if max_frames is None:
+            return sampling
+        return thinned(sampling, probe(path, isolated=self._options.isolated, limits=self._options.limits), max_frames)
 
     def _sampling(self, medium: Media) -> Sampling:
         """The sampling over the medium's part of the video."""
