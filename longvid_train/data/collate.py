@@ -58,7 +58,7 @@ def _text_inputs(samples: Sequence[EncodedSample], pad_token_id: int, side: Padd
 
 def _visual_inputs(samples: Sequence[EncodedSample], processor: MultimodalProcessor) -> VisualInputs | None:
     """Frames of all rows in one tensor; spans moved to the batch's frame and prompt numbers."""
-    shown = [sample for sample in samples if sample.pixel_values is not None and len(sample.spans)]
+    shown = [sample for sample in samples if len(sample.spans)]
     if not shown:
         return None
     prompts, row_of_prompt = joined_prompts([prompt for sample in shown for prompt in sample.prompts])
@@ -69,13 +69,25 @@ def _visual_inputs(samples: Sequence[EncodedSample], processor: MultimodalProces
         moved[:, 0] += first_frame
         moved[:, 2] = torch.tensor(row_of_prompt[first_prompt:], dtype=torch.int64)[sample.spans[:, 2]]
         spans.append(moved)
-        first_frame += len(sample.pixel_values) if sample.pixel_values is not None else 0
+        first_frame += len(_frames(sample))
         first_prompt += len(sample.prompts)
     prompt_ids, prompt_mask = processor.encode_prompts(prompts)
-    return VisualInputs(
-        pixel_values=torch.cat([sample.pixel_values for sample in shown if sample.pixel_values is not None]),
+    visual = VisualInputs(
         visual_spans=torch.cat(spans),
         content_grids=torch.cat([sample.content_grids for sample in shown]),
         prompt_input_ids=prompt_ids,
         prompt_attention_mask=prompt_mask,
     )
+    frames = torch.cat([_frames(sample) for sample in shown])
+    if shown[0].visual_features is None:
+        visual["pixel_values"] = frames
+    else:
+        visual["visual_features"] = frames
+    return visual
+
+
+def _frames(sample: EncodedSample) -> torch.Tensor:
+    """Preprocessed frames or tower features of a row that shows something; all rows of a data set have the same."""
+    frames = sample.pixel_values if sample.visual_features is None else sample.visual_features
+    assert frames is not None, f"row '{sample.sample_id}' shows frames it does not hold"
+    return frames

@@ -4,14 +4,19 @@
 (human turns that show something).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from longvid_train.data.manifest import MediaType, Turn
-from longvid_train.data.placement import MediaPerTurn, PlacedTurn, PlaceholderPosition, place_media
+from longvid_train.data.placement import (
+    MediaPerTurn,
+    PlacedTurn,
+    PlaceholderPosition,
+    place_media,
+    possible_placements,
+)
 from longvid_train.data.processing import MultimodalProcessor
 from longvid_train.data.templates import ChatTemplate, EndPiece, Piece, ShowingPiece, conversation_pieces, piece_ids
 from longvid_train.errors import UserError
@@ -30,7 +35,8 @@ class ConversationOptions:
             at random (drawn from seed, epoch and sample id); ``"as_written"`` leaves them.
         image_content_grid: content tokens of an image: ``ALL_PATCHES`` (0) or ``n`` for ``n x n``.
         video_content_grid: content tokens of a video's frame, the same way.
-        max_tokens: longest allowed sequence; a longer one raises `SampleTooLongError`, none is ever cut.
+        max_tokens: longest allowed sequence; a longer one raises `SampleTooLongError` (what is done before is
+            ``TokenBudget``'s).
     """
 
     media_per_turn: MediaPerTurn = "every_turn"
@@ -42,6 +48,19 @@ class ConversationOptions:
 
 class SampleTooLongError(UserError):
     """A sample has more tokens than the options allow."""
+
+
+@dataclass(frozen=True)
+class RowTokens:
+    """Tokens of a row: of its text (subtitles and special tokens included) and of its frames."""
+
+    text: int
+    visual: int
+
+    @property
+    def total(self) -> int:
+        """Length of the sequence."""
+        return self.text + self.visual
 
 
 @dataclass(frozen=True)
@@ -64,10 +83,17 @@ class MediumLayout:
 
 @dataclass(frozen=True, eq=False)
 class LoadedMedium:
-    """A medium and its preprocessed frames, ``(N, 3, h, w)`` float32."""
+    """A medium and its frames: preprocessed, or as the tower's features when a cache has them.
+
+    Attributes:
+        layout: what was known before.
+        pixel_values: ``(N, 3, h, w)`` float32; None when ``features`` are given.
+        features: ``(N, 1 + P, C)`` tower output in the cache's type.
+    """
 
     layout: MediumLayout
-    pixel_values: torch.Tensor
+    pixel_values: torch.Tensor | None = None
+    features: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +103,12 @@ class EncodedSample:
     Attributes:
         input_ids: ``(S,)`` int64; every visual token stands as one ``visual_token_id``.
         labels: ``(S,)`` int64, ``IGNORE_INDEX`` where nothing is supervised.
-        pixel_values: ``(F, 3, h, w)`` float32, every distinct frame once; None for a text-only row.
+        pixel_values: ``(F, 3, h, w)`` float32, every distinct frame once; None for a text-only row and with features.
         spans: ``(V, 3)`` int64 rows ``[first_frame, frame_count, prompt_row]`` in reading order.
         content_grids: ``(V,)`` int64.
         prompts: ``R`` texts for the text decoder.
         sample_id: the row's id.
+        visual_features: ``(F, 1 + P, C)`` tower output instead of ``pixel_values``; None without a feature cache.
     """
 
     input_ids: torch.Tensor
@@ -91,6 +118,7 @@ class EncodedSample:
     content_grids: torch.Tensor
     prompts: tuple[str, ...]
     sample_id: str
+    visual_features: torch.Tensor | None = None
 
 
 def encode_conversation(
@@ -103,8 +131,20 @@ def encode_conversation(
     sample_id: str,
     seed: int = 0,
     epoch: int = 0,
+    cut_answer: bool = False,
 ) -> EncodedSample:
     """Encode a conversation whose last turn is the assistant's, with labels on its answers.
+
+    Args:
+        turns: the conversation as written.
+        media: what its placeholders stand for.
+        processor: the model's.
+        template: how turns become text.
+        options: how conversations become tokens.
+        sample_id: the row's id.
+        seed: decides random placeholder positions.
+        epoch: likewise.
+        cut_answer: end at ``options.max_tokens`` inside the last answer. Only answers are ever cut.
 
     Raises:
         SampleTooLongError: the sequence is longer than ``options.max_tokens``.
@@ -113,16 +153,21 @@ def encode_conversation(
     placed = _place(turns, options, f"{seed}:{epoch}:{sample_id}")
     layouts = [medium.layout for medium in media]
     ids, labels = _token_ids(conversation_pieces(placed, template), layouts, processor, options)
+    if cut_answer and len(ids) > options.max_tokens and labels[options.max_tokens - 1] != IGNORE_INDEX:
+        last_showing = max((place for place, label in enumerate(labels) if label == IGNORE_INDEX), default=-1)
+        if last_showing < options.max_tokens:
+            ids, labels = ids[: options.max_tokens], labels[: options.max_tokens]
     _check_length(len(ids), options, sample_id)
     spans, grids, prompts = _visual_spans(placed, layouts, options)
     return EncodedSample(
         input_ids=torch.tensor(ids, dtype=torch.int64),
         labels=torch.tensor(labels, dtype=torch.int64),
-        pixel_values=torch.cat([medium.pixel_values for medium in media]) if media else None,
+        pixel_values=_all_frames([medium.pixel_values for medium in media]),
         spans=torch.tensor(spans, dtype=torch.int64).reshape(-1, 3),
         content_grids=torch.tensor(grids, dtype=torch.int64),
         prompts=tuple(prompts),
         sample_id=sample_id,
+        visual_features=_all_frames([medium.features for medium in media]),
     )
 
 
@@ -150,6 +195,28 @@ def encode_prompt(
     )
 
 
+def token_counts(
+    turns: Sequence[Turn],
+    layouts: Sequence[MediumLayout],
+    processor: MultimodalProcessor,
+    template: ChatTemplate,
+    options: ConversationOptions,
+) -> RowTokens:
+    """Exact tokens of the encoded conversation, from frame counts and subtitle lines alone (nothing is decoded).
+
+    The counts do not depend on which frame a subtitle line follows. With ``placeholder_position="random"`` an epoch's
+    draw decides where newlines stand, and ``text`` is the most that any draw gives.
+    """
+    counts = [
+        _counted(conversation_pieces(placed, template), layouts, processor, options)
+        for placed in possible_placements(
+            turns, media_per_turn=options.media_per_turn, position=options.placeholder_position
+        )
+    ]
+    first = counts[0]
+    return RowTokens(first.text + sum(max(0, other.text - first.text) for other in counts[1:]), first.visual)
+
+
 def sequence_length(
     turns: Sequence[Turn],
     layouts: Sequence[MediumLayout],
@@ -157,17 +224,59 @@ def sequence_length(
     template: ChatTemplate,
     options: ConversationOptions,
 ) -> int:
-    """Exact tokens of the encoded conversation, from frame counts and subtitle lines alone (nothing is decoded).
+    """Total of `token_counts`."""
+    return token_counts(turns, layouts, processor, template, options).total
 
-    The length does not depend on which frame a subtitle line follows, nor (as written or first) on the epoch. With
-    ``placeholder_position="random"`` it is the length with the media first; at the end it can differ by the newline's
-    tokens.
-    """
-    position: PlaceholderPosition = (
-        "first" if options.placeholder_position == "random" else options.placeholder_position
+
+def answer_regions(
+    turns: Sequence[Turn],
+    layouts: Sequence[MediumLayout],
+    processor: MultimodalProcessor,
+    template: ChatTemplate,
+    options: ConversationOptions,
+) -> list[tuple[int, int]]:
+    """Start and end (exclusive) of each answer's supervised tokens, with no medium moved to a turn's end."""
+    placed = next(
+        possible_placements(turns, media_per_turn=options.media_per_turn, position=options.placeholder_position)
     )
-    placed = place_media(turns, media_per_turn=options.media_per_turn, position=position, seed="")
-    return len(_token_ids(conversation_pieces(placed, template), layouts, processor, options)[0])
+    regions: list[tuple[int, int]] = []
+    position = len(_opening_ids(processor))
+    for piece, ids in _tokenised(conversation_pieces(placed, template), layouts, processor, options):
+        if isinstance(piece, TextPiece) and piece.supervised:
+            regions.append((position, position + len(ids)))
+        elif isinstance(piece, EndPiece):
+            regions[-1] = (regions[-1][0], position + len(ids))
+        position += len(ids)
+    return regions
+
+
+def shown_media(turns: Sequence[Turn], options: ConversationOptions) -> list[int]:
+    """Numbers of the media in the order of their showings (the same for every draw of a random position)."""
+    placed = next(
+        possible_placements(turns, media_per_turn=options.media_per_turn, position=options.placeholder_position)
+    )
+    return [medium for turn in placed for medium in turn.media]
+
+
+def _counted(
+    pieces: Sequence[Piece],
+    layouts: Sequence[MediumLayout],
+    processor: MultimodalProcessor,
+    options: ConversationOptions,
+) -> RowTokens:
+    total, visual = len(_opening_ids(processor)), 0
+    for piece, ids in _tokenised(pieces, layouts, processor, options):
+        total += len(ids)
+        if isinstance(piece, ShowingPiece):
+            layout = layouts[piece.medium]
+            visual += layout.frame_count * processor.tokens_per_frame(content_grid(layout.type, options))
+    return RowTokens(total - visual, visual)
+
+
+def _all_frames(frames: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """Frames of all media in one tensor; None without any."""
+    given = [part for part in frames if part is not None]
+    return torch.cat(given) if given else None
 
 
 def _place(turns: Sequence[Turn], options: ConversationOptions, seed: str) -> list[PlacedTurn]:
@@ -181,20 +290,33 @@ def _token_ids(
     options: ConversationOptions,
 ) -> tuple[list[int], list[int]]:
     """Ids and labels of all pieces, a beginning-of-sequence token in front if the tokenizer has one."""
-    tokenizer = processor.tokenizer
-    ids: list[int] = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    ids = _opening_ids(processor)
     labels = [IGNORE_INDEX] * len(ids)
-    for piece in pieces:
-        if isinstance(piece, ShowingPiece):
-            new = _showing_ids(layouts[piece.medium], processor, options)
-            supervised = False
-        elif isinstance(piece, EndPiece):
-            new, supervised = [_end_token_id(tokenizer.eos_token_id)], True
-        else:
-            new, supervised = piece_ids(piece.text, tokenizer, continues=piece.continues), piece.supervised
+    for piece, new in _tokenised(pieces, layouts, processor, options):
+        supervised = isinstance(piece, EndPiece) or (isinstance(piece, TextPiece) and piece.supervised)
         ids.extend(new)
         labels.extend(new if supervised else [IGNORE_INDEX] * len(new))
     return ids, labels
+
+
+def _opening_ids(processor: MultimodalProcessor) -> list[int]:
+    opening = processor.tokenizer.bos_token_id
+    return [] if opening is None else [opening]
+
+
+def _tokenised(
+    pieces: Sequence[Piece],
+    layouts: Sequence[MediumLayout],
+    processor: MultimodalProcessor,
+    options: ConversationOptions,
+) -> Iterator[tuple[Piece, list[int]]]:
+    for piece in pieces:
+        if isinstance(piece, ShowingPiece):
+            yield piece, _showing_ids(layouts[piece.medium], processor, options)
+        elif isinstance(piece, EndPiece):
+            yield piece, [_end_token_id(processor.tokenizer.eos_token_id)]
+        else:
+            yield piece, piece_ids(piece.text, processor.tokenizer, continues=piece.continues)
 
 
 def _end_token_id(eos_token_id: int | None) -> int:
@@ -207,7 +329,7 @@ def _end_token_id(eos_token_id: int | None) -> int:
 
 def _showing_ids(layout: MediumLayout, processor: MultimodalProcessor, options: ConversationOptions) -> list[int]:
     """Each frame's visual tokens, then the subtitle lines behind it, each line a continuing piece."""
-    frame_ids = [processor.visual_token_id] * processor.tokens_per_frame(_content_grid(layout.type, options))
+    frame_ids = [processor.visual_token_id] * processor.tokens_per_frame(content_grid(layout.type, options))
     ids: list[int] = []
     for lines in layout.lines_after_frame:
         ids.extend(frame_ids)
@@ -229,12 +351,13 @@ def _visual_spans(
             continue
         for medium in turn.media:
             spans.append([first_frames[medium], layouts[medium].frame_count, len(prompts)])
-            grids.append(_content_grid(layouts[medium].type, options))
+            grids.append(content_grid(layouts[medium].type, options))
         prompts.append(turn.prompt)
     return spans, grids, prompts
 
 
-def _content_grid(kind: Literal["image", "video"], options: ConversationOptions) -> int:
+def content_grid(kind: MediaType, options: ConversationOptions) -> int:
+    """Content tokens of a frame of an image or video: ``ALL_PATCHES`` or ``n`` for ``n x n``."""
     return options.image_content_grid if kind == "image" else options.video_content_grid
 
 
