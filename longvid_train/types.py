@@ -9,7 +9,7 @@ language-model width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NotRequired, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
@@ -79,18 +79,37 @@ class TextInputs(TypedDict):
 
     Attributes:
         input_ids: ``(B, S)`` int64. Every visual token stands as one ``visual_token_id``.
-        attention_mask: ``(B, S)`` int64, 1 on real tokens.
+        attention_mask: ``(B, S)`` int64, 1 on real tokens. Absent from a packed batch, which has no padding.
+        position_ids: ``(1, S)`` int64 of a packed batch: the samples stand one behind the other in one row, and
+            positions start at 0 with each, which is what keeps their attention apart.
         labels: ``(B, S)`` int64, ``IGNORE_INDEX`` where nothing is supervised.
     """
 
     input_ids: torch.Tensor
-    attention_mask: torch.Tensor
+    attention_mask: NotRequired[torch.Tensor]
+    position_ids: NotRequired[torch.Tensor]
     labels: NotRequired[torch.Tensor]
 
 
+class Shortening(NamedTuple):
+    """What the token budget took from one row.
+
+    Attributes:
+        frames: frames left out, over all media of the row.
+        visual_tokens: visual tokens left out.
+        text_tokens: tokens of text left out, whole turns included.
+    """
+
+    frames: int
+    visual_tokens: int
+    text_tokens: int
+
+
 class Batch(TypedDict):
-    """One collated batch: the model's keyword arguments and the ids of its samples for messages."""
+    """One collated batch: the model's keyword arguments, the ids of its samples for messages, and what each was
+    shortened by (only rows that were)."""
 
     text: TextInputs
     visual: VisualInputs | None
     sample_ids: list[str]
+    shortened: dict[str, Shortening]

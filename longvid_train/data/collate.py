@@ -34,6 +34,7 @@ def collate(
         text=_text_inputs(samples, _pad_token_id(processor), padding_side),
         visual=_visual_inputs(samples, processor),
         sample_ids=[sample.sample_id for sample in samples],
+        shortened={sample.sample_id: sample.shortening for sample in samples if sample.shortening is not None},
     )
 
 

@@ -18,9 +18,17 @@ from longvid_train.data.placement import (
     possible_placements,
 )
 from longvid_train.data.processing import MultimodalProcessor
-from longvid_train.data.templates import ChatTemplate, EndPiece, Piece, ShowingPiece, conversation_pieces, piece_ids
+from longvid_train.data.templates import (
+    ChatTemplate,
+    EndPiece,
+    Piece,
+    ShowingPiece,
+    TextPiece,
+    conversation_pieces,
+    piece_ids,
+)
 from longvid_train.errors import UserError
-from longvid_train.types import ALL_PATCHES, IGNORE_INDEX
+from longvid_train.types import ALL_PATCHES, IGNORE_INDEX, Shortening
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +117,7 @@ class EncodedSample:
         prompts: ``R`` texts for the text decoder.
         sample_id: the row's id.
         visual_features: ``(F, 1 + P, C)`` tower output instead of ``pixel_values``; None without a feature cache.
+        shortening: what the token budget took from the row; None when nothing.
     """
 
     input_ids: torch.Tensor
@@ -119,6 +128,7 @@ class EncodedSample:
     prompts: tuple[str, ...]
     sample_id: str
     visual_features: torch.Tensor | None = None
+    shortening: Shortening | None = None
 
 
 def encode_conversation(
@@ -153,10 +163,8 @@ def encode_conversation(
     placed = _place(turns, options, f"{seed}:{epoch}:{sample_id}")
     layouts = [medium.layout for medium in media]
     ids, labels = _token_ids(conversation_pieces(placed, template), layouts, processor, options)
-    if cut_answer and len(ids) > options.max_tokens and labels[options.max_tokens - 1] != IGNORE_INDEX:
-        last_showing = max((place for place, label in enumerate(labels) if label == IGNORE_INDEX), default=-1)
-        if last_showing < options.max_tokens:
-            ids, labels = ids[: options.max_tokens], labels[: options.max_tokens]
+    if cut_answer and _last_answer_start(labels) < options.max_tokens:
+        ids, labels = ids[: options.max_tokens], labels[: options.max_tokens]
     _check_length(len(ids), options, sample_id)
     spans, grids, prompts = _visual_spans(placed, layouts, options)
     return EncodedSample(
@@ -299,6 +307,11 @@ def _token_ids(
     return ids, labels
 
 
+def _last_answer_start(labels: Sequence[int]) -> int:
+    """Where the supervised tokens at the end of a row begin: nothing before it is ever cut."""
+    return max((place + 1 for place, label in enumerate(labels) if label == IGNORE_INDEX), default=0)
+
+
 def _opening_ids(processor: MultimodalProcessor) -> list[int]:
     opening = processor.tokenizer.bos_token_id
     return [] if opening is None else [opening]
@@ -365,5 +378,5 @@ def _check_length(length: int, options: ConversationOptions, sample_id: str) -> 
     if length > options.max_tokens:
         raise SampleTooLongError(
             f"sample '{sample_id}' has {length} tokens and max_tokens is {options.max_tokens}; sample fewer frames, "
-            "raise max_tokens, or set too_long: skip"
+            "raise max_tokens, or say in budget.shorten what may be left out"
         )

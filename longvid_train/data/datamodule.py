@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 
+from longvid_train.data.budget import TokenBudget
 from longvid_train.data.collate import PaddingSide
 from longvid_train.data.conversation import ConversationOptions
 from longvid_train.data.dataset import BadSamples, DatasetCounts, ManifestDataset
@@ -88,6 +89,7 @@ class ManifestDataModule(pl.LightningDataModule):
         template: str = "vicuna_v1",
         conversation: ConversationOptions = ConversationOptions(),  # noqa: B008 - frozen
         media: MediaOptions = MediaOptions(),  # noqa: B008 - frozen
+        budget: TokenBudget = TokenBudget(),  # noqa: B008 - frozen
         bad_samples: BadSamples = BadSamples(),  # noqa: B008 - frozen
         rules: ManifestRules = ManifestRules(),  # noqa: B008 - frozen
         loading: LoadingOptions = LoadingOptions(),
@@ -102,6 +104,7 @@ class ManifestDataModule(pl.LightningDataModule):
             template: ``"vicuna_v1"`` or ``"plain"``.
             conversation: how conversations become tokens.
             media: how videos and images are read.
+            budget: how rows longer than ``conversation.max_tokens`` are made to fit.
             bad_samples: what to do with rows that cannot be used.
             rules: what manifests must fulfil.
             loading: batches, workers, seed.
@@ -121,6 +124,7 @@ class ManifestDataModule(pl.LightningDataModule):
         self.template = template_by_name(template)
         self.conversation = conversation
         self._media = media
+        self._budget = budget
         self._bad_samples = bad_samples
         self._rules = rules
         self._loading = loading
@@ -213,6 +217,7 @@ class ManifestDataModule(pl.LightningDataModule):
                 self.template,
                 conversation=self.conversation,
                 media=self._media,
+                budget=self._budget,
                 bad_samples=self._bad_samples,
                 for_generation=split == "predict",
                 seed=self._loading.seed,
@@ -256,4 +261,4 @@ def _sources(paths: str | Sequence[str | ManifestSource] | None) -> list[Manifes
 
 def _lengths(dataset: ManifestDataset) -> list[int]:
     log.info("measuring the length of %d rows for group_by_length", len(dataset))
-    return [dataset.length(index) for index in range(len(dataset))]
+    return [dataset.plan(index).tokens.total for index in range(len(dataset))]

@@ -1,20 +1,22 @@
 """A map-style dataset over manifests: rows are decoded in the worker, and a bad row is never replaced silently."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from longvid_train.data.budget import RowPlan, RowPlanner, TokenBudget
 from longvid_train.data.conversation import (
     ConversationOptions,
     EncodedSample,
     SampleTooLongError,
     encode_conversation,
     encode_prompt,
-    sequence_length,
 )
 from longvid_train.data.manifest import Manifest, Sample
 from longvid_train.data.media import MediaLoader, MediaOptions
@@ -49,26 +51,41 @@ class BadSamples:
         on_bad_sample: ``"stop"`` ends the run at the first unreadable medium; ``"skip"`` leaves the row out.
         max_bad_samples: with ``"skip"``, more skipped rows than this end the run (counted over all workers of this
             process).
-        too_long: ``"error"`` ends the run at a row longer than ``max_tokens``; ``"skip"`` leaves it out (counted
-            separately, without a limit).
+        too_long: ``"error"`` ends the run at a row that ``TokenBudget`` cannot make fit ``max_tokens``; ``"skip"``
+            leaves it out.
+        max_too_long_samples: with ``"skip"``, more rows left out as too long than this end the run (counted likewise).
     """
 
     on_bad_sample: Literal["stop", "skip"] = "stop"
     max_bad_samples: int = 100
     too_long: Literal["error", "skip"] = "error"
+    max_too_long_samples: int = 100
 
 
 @dataclass(frozen=True)
 class DatasetCounts:
-    """Totals over all workers of this process since the dataset was made."""
+    """Totals over all workers of this process since the dataset was made; a row counts each time it is drawn.
 
-    bad_samples: int
-    too_long_samples: int
-    cache_hits: int
-    cache_misses: int
+    Attributes:
+        bad_samples: rows left out because a medium could not be read.
+        too_long_samples: rows left out because they could not be made to fit.
+        cache_hits: videos found decoded.
+        cache_misses: videos decoded.
+        shortened_samples: rows the token budget took something from.
+        frames_dropped: frames it left out.
+        text_tokens_dropped: tokens of text it left out.
+    """
+
+    bad_samples: int = 0
+    too_long_samples: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
+    shortened_samples: int = 0
+    frames_dropped: int = 0
+    text_tokens_dropped: int = 0
 
 
-_BAD, _TOO_LONG, _HITS, _MISSES = range(4)
+_BAD, _TOO_LONG, _HITS, _MISSES, _SHORTENED, _FRAMES, _TEXT = range(7)
 
 
 class ManifestDataset(Dataset[EncodedSample]):
@@ -85,6 +102,7 @@ class ManifestDataset(Dataset[EncodedSample]):
         *,
         conversation: ConversationOptions,
         media: MediaOptions,
+        budget: TokenBudget = TokenBudget(),  # noqa: B008 - frozen
         bad_samples: BadSamples = BadSamples(),
         for_generation: bool = False,
         seed: int = 0,
@@ -93,14 +111,14 @@ class ManifestDataset(Dataset[EncodedSample]):
         self.manifests = tuple(manifests)
         self._processor = processor
         self._template = template
-        self._conversation = conversation
         self._bad_samples = bad_samples
-        self._encode = encode_prompt if for_generation else encode_conversation
+        self._for_generation = for_generation
+        self._planner = RowPlanner(processor, template, conversation, budget, for_generation=for_generation)
         self._seed = seed
         self._loader = MediaLoader(media, processor)
         self._ends = torch.tensor([len(manifest) for manifest in manifests]).cumsum(0).tolist()
         # One row of counters a worker (the last for the main process): no two processes write the same cell.
-        self._counters = torch.zeros(MAX_WORKERS + 1, 4, dtype=torch.int64)
+        self._counters = torch.zeros(MAX_WORKERS + 1, 7, dtype=torch.int64)
         self._counters.share_memory_()  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
@@ -127,25 +145,25 @@ class ManifestDataset(Dataset[EncodedSample]):
             UserError: ``file:line (sample 'id')`` and what is wrong with its media or length.
         """
         index, epoch = draw if isinstance(draw, Draw) else (draw, 0)
-        manifest, row = self.locate(index)
-        sample = manifest[row]
-        where = f"{manifest.path}:{manifest.line_number(row)} (sample '{sample.id}')"
-        try:
-            media = [self._loader.load(medium, manifest.path.parent) for medium in sample.media]
-            return self._encode(
-                sample.conversation,
-                media,
-                self._processor,
-                self._template,
-                self._conversation,
-                sample_id=sample.id,
-                seed=self._seed,
-                epoch=epoch,
-            )
-        except SampleTooLongError as error:
-            raise SampleTooLongError(f"{where}: {error}") from error
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from error
+        sample, folder = self._row(index)
+        with self._named(index):
+            plan = self._plan(sample, folder)
+            media = [self._loader.load(medium, folder, plan.max_frames) for medium in sample.media[: plan.media]]
+            turns = sample.conversation[: plan.turns]
+            names: dict[str, Any] = {"sample_id": sample.id, "seed": self._seed, "epoch": epoch}
+            if self._for_generation:
+                encoded = encode_prompt(turns, media, self._processor, self._template, plan.options, **names)
+            else:
+                encoded = encode_conversation(
+                    turns,
+                    media,
+                    self._processor,
+                    self._template,
+                    plan.options,
+                    **names,
+                    cut_answer=plan.cut_answer,
+                )
+        return replace(encoded, shortening=plan.shortening)
 
     def __getitems__(self, draws: Sequence[Draw | int]) -> "list[EncodedSample] | BatchFailure":
         """Rows of one batch without the bad ones, or the failure that must stop the run."""
@@ -159,23 +177,62 @@ class ManifestDataset(Dataset[EncodedSample]):
                     return failure
         self._own_counters()[_HITS] = self._loader.cache.hits
         self._own_counters()[_MISSES] = self._loader.cache.misses
+        self._count_shortened(samples)
         return samples
 
-    def length(self, index: int) -> int:
-        """Exact tokens of a row, from its text and its containers' headers alone.
+    def plan(self, index: int) -> RowPlan:
+        """How a row will be read and what it costs, from its text and its containers' headers alone.
 
         Raises:
-            UserError: a container cannot be read.
+            UserError: ``file:line (sample 'id')`` and what is wrong with its containers or length.
         """
-        manifest, row = self.locate(index)
-        sample = manifest[row]
-        layouts = [self._loader.layout(medium, manifest.path.parent) for medium in sample.media]
-        return sequence_length(sample.conversation, layouts, self._processor, self._template, self._conversation)
+        sample, folder = self._row(index)
+        with self._named(index):
+            return self._plan(sample, folder)
+
+    def usable_plan(self, index: int) -> RowPlan | None:
+        """As `plan`; None for a row that `BadSamples` leaves out (counted and logged here).
+
+        Raises:
+            UserError: the row stops the run.
+        """
+        try:
+            return self.plan(index)
+        except UserError as error:
+            failure = self._judge(error)
+            if failure is not None:
+                raise UserError(failure.message) from error
+            return None
 
     def counts(self) -> DatasetCounts:
         """What was skipped and found in caches so far, over all workers of this process."""
-        bad, too_long, hits, misses = self._counters.sum(0).tolist()
-        return DatasetCounts(bad, too_long, hits, misses)
+        return DatasetCounts(*self._counters.sum(0).tolist())
+
+    def _row(self, index: int) -> tuple[Sample, Path]:
+        manifest, row = self.locate(index)
+        return manifest[row], manifest.path.parent
+
+    def _plan(self, sample: Sample, folder: Path) -> RowPlan:
+        return self._planner.plan(sample.conversation, [self._loader.layout(medium, folder) for medium in sample.media])
+
+    @contextmanager
+    def _named(self, index: int) -> Iterator[None]:
+        """Put the row's place and id in front of what goes wrong with it."""
+        try:
+            yield
+        except UserError as error:
+            manifest, row = self.locate(index)
+            where = f"{manifest.path}:{manifest.line_number(row)} (sample '{manifest[row].id}')"
+            kind = SampleTooLongError if isinstance(error, SampleTooLongError) else UserError
+            raise kind(f"{where}: {error}") from error
+
+    def _count_shortened(self, samples: Sequence[EncodedSample]) -> None:
+        counters = self._own_counters()
+        for shortening in (sample.shortening for sample in samples):
+            if shortening is not None:
+                counters[_SHORTENED] += 1
+                counters[_FRAMES] += shortening.frames
+                counters[_TEXT] += shortening.text_tokens
 
     def _judge(self, error: UserError) -> BatchFailure | None:
         """Count and log a skip, or return the failure that stops the run."""
@@ -185,12 +242,17 @@ class ManifestDataset(Dataset[EncodedSample]):
             return BatchFailure(str(error))
         self._own_counters()[_TOO_LONG if too_long else _BAD] += 1
         log.warning("skipped %s", error)
-        skipped = self.counts().bad_samples
-        if skipped > policy.max_bad_samples:
-            return BatchFailure(
-                f"{skipped} bad samples, more than max_bad_samples = {policy.max_bad_samples}; the last: {error}"
-            )
-        return None
+        counts = self.counts()
+        skipped, most, name = (
+            (counts.too_long_samples, policy.max_too_long_samples, "too_long")
+            if too_long
+            else (counts.bad_samples, policy.max_bad_samples, "bad")
+        )
+        if skipped <= most:
+            return None
+        return BatchFailure(
+            f"{skipped} {name.replace('_', ' ')} samples, more than max_{name}_samples = {most}; the last: {error}"
+        )
 
     def _own_counters(self) -> torch.Tensor:
         worker = get_worker_info()

@@ -1,7 +1,7 @@
 """Where each medium is shown in a conversation: turns with placeholders to turns with media numbers."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,13 +46,31 @@ def place_media(
         seed: decides the random positions; one draw a user turn.
     """
     draws = random.Random(seed)
+    at_end = [turn.role == "user" and draws.random() < 0.5 for turn in turns]
+    return _placed(turns, media_per_turn, position, at_end)
+
+
+def possible_placements(
+    turns: Sequence[Turn], *, media_per_turn: MediaPerTurn, position: PlaceholderPosition
+) -> Iterator[list[PlacedTurn]]:
+    """The placement with no medium moved to an end, then (``"random"`` only) for each user turn the one that moves its
+    media only. Turns do not influence each other, so these tell what every draw of `place_media` can give."""
+    yield _placed(turns, media_per_turn, position, [False] * len(turns))
+    if position == "random":
+        for moved, turn in enumerate(turns):
+            if turn.role == "user":
+                yield _placed(turns, media_per_turn, position, [number == moved for number in range(len(turns))])
+
+
+def _placed(
+    turns: Sequence[Turn], media_per_turn: MediaPerTurn, position: PlaceholderPosition, ends: Sequence[bool]
+) -> list[PlacedTurn]:
     placed: list[PlacedTurn] = []
     shown: list[int] = []
-    for turn in turns:
+    for turn, at_end in zip(turns, ends, strict=True):
         if turn.role == "assistant":
             placed.append(PlacedTurn(turn.role, (turn.text.strip(),), ""))
             continue
-        at_end = draws.random() < 0.5
         parts = _numbered_parts(turn.text, first=len(shown))
         fresh = [part for part in parts if isinstance(part, int)]
         if not fresh and shown and media_per_turn == "every_turn":

@@ -19,6 +19,10 @@ class MultimodalProcessor(Protocol):
     def visual_token_id(self) -> int:
         """The id that stands for one visual token in ``input_ids``."""
 
+    @property
+    def visual_grid(self) -> int:
+        """Patches along one side of a frame."""
+
     def preprocess_frames(self, frames: NDArray[np.uint8]) -> torch.Tensor:
         """``(N, height, width, 3)`` uint8 RGB to ``(N, 3, h, w)`` float32, as the tower expects it."""
 

@@ -68,7 +68,7 @@ def test_subtitles_stand_behind_their_frames(processor: Any, make_dataset: Any, 
     assert "<vis><vis><vis><vis> first line<vis><vis><vis><vis> second line\nWhich" in text.replace(
         "<vis> <vis>", "<vis><vis>"
     )
-    assert dataset.length(0) == len(row.input_ids)
+    assert dataset.plan(0).tokens.total == len(row.input_ids)
     cut = make_dataset([video_row(1, media=[{**media[0], "start_s": 2.0}])])[0]
     assert "first line" not in processor.tokenizer.decode(cut.input_ids)
 
@@ -79,7 +79,7 @@ def test_length_is_exact_without_decoding(make_dataset: Any, video_row: Any, mon
     )
     encoded = [len(dataset[index].input_ids) for index in range(3)]
     monkeypatch.setattr("longvid_train.data.media.read_clip", None)
-    assert [dataset.length(index) for index in range(3)] == encoded
+    assert [dataset.plan(index).tokens.total for index in range(3)] == encoded
 
 
 def test_rows_of_several_manifests_are_numbered_on(make_dataset: Any, video_row: Any) -> None:
