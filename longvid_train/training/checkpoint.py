@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from longvid_train.errors import UserError
 from longvid_train.models.llama_vid.configuration import LlamaVidConfig
 from longvid_train.models.llama_vid.loading import load_llama_vid, read_model_type
 from longvid_train.models.llama_vid.processing import LlamaVidProcessor
+
+BASE_KEY = "longvid_base_fingerprint"
 
 
 def check_llama_vid_folder(folder: str | Path) -> None:
@@ -52,6 +55,40 @@ def load_for_training(folder: str | Path) -> tuple[Any, Any]:
         UserError: see ``check_llama_vid_folder``.
     """
     return load_llama_vid(folder, dtype=torch.float32), LlamaVidProcessor.from_pretrained(folder)
+
+
+def keep_trained(checkpoint: dict[str, Any], module: nn.Module, base_fingerprint: str) -> None:
+    """Drop the frozen parameters from a Lightning checkpoint and note the fingerprint of the model they come from."""
+    frozen = _frozen_names(module)
+    checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name not in frozen}
+    checkpoint[BASE_KEY] = base_fingerprint
+
+
+def restore_frozen(checkpoint: dict[str, Any], module: nn.Module, base_fingerprint: str) -> None:
+    """Undo `keep_trained`: the frozen parameters are those that ``module`` has now.
+
+    Raises:
+        UserError: they come from another model, or the checkpoint is of a run that trained other parameters.
+    """
+    state, present = checkpoint["state_dict"], module.state_dict()
+    frozen = _frozen_names(module)
+    if checkpoint.get(BASE_KEY, base_fingerprint) != base_fingerprint:
+        raise UserError(
+            "the checkpoint's run started from a model with other weights than model.model names now; "
+            "name that model again, or start a new run without --ckpt_path"
+        )
+    differing = sorted((state.keys() - present.keys()) | (present.keys() - frozen - state.keys()))
+    if differing:
+        raise UserError(
+            f"the checkpoint is of a run that trained other parameters ({len(differing)} differ, first "
+            f"{differing[0]}); use that run's model.stage and model.lora, or start a new run without --ckpt_path"
+        )
+    checkpoint["state_dict"] = {**{name: present[name] for name in frozen}, **state}
+
+
+def _frozen_names(module: nn.Module) -> set[str]:
+    parameters = module.named_parameters(remove_duplicate=False)
+    return {name for name, value in parameters if not value.requires_grad}
 
 
 def check_not_stretched(model: Any, factor: float) -> None:

@@ -5,11 +5,12 @@ public code decides by substrings of a flag and leaves the dropout of a frozen Q
 and frozen means eval.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from longvid_train.errors import UserError, nearest
 
@@ -58,11 +59,29 @@ def apply_stage(model: nn.Module, stage: Stage) -> StageReport:
     Raises:
         UserError: a pattern matches no parameter, or nothing is left to train.
     """
+    mark_trainable(model, stage)
+    if not any(value.requires_grad for value in model.parameters()):
+        raise UserError(
+            f"stage '{stage.name}' trains nothing: trainable is {stage.trainable}; name at least one module"
+        )
+    return settle(model)
+
+
+def mark_trainable(model: nn.Module, stage: Stage) -> None:
+    """Set ``requires_grad`` of every parameter of ``model`` by the stage's patterns, which may leave nothing.
+
+    Raises:
+        UserError: a pattern matches no parameter.
+    """
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    selected = _selected_names(names, stage)
+    selected = select_names(names, stage.trainable, owner=f"stage '{stage.name}'", kind="parameter")
     trainable = {id(value) for name, value in model.named_parameters(remove_duplicate=False) if name in selected}
     for value in model.parameters():
         value.requires_grad_(id(value) in trainable)
+
+
+def settle(model: nn.Module) -> StageReport:
+    """Put wholly frozen modules in eval mode and count."""
     for _, module in frozen_modules(model):
         module.eval()
     sizes = [(value.numel(), value.requires_grad) for value in model.parameters()]
@@ -85,19 +104,37 @@ def frozen_modules(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.M
         yield from frozen_modules(child, f"{path}.{name}" if path else name)
 
 
-def _selected_names(names: list[str], stage: Stage) -> set[str]:
+def recompute_frozen_layers(model: nn.Module) -> None:
+    """Let gradient checkpointing recompute frozen layers too; gradients pass through a frozen language model.
+
+    transformers recomputes a layer only while the layer's own ``training`` flag is set, and reads the flag for nothing
+    else; the modules inside keep theirs, so that dropout stays off.
+    """
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
+
+
+def select_names(names: Sequence[str], patterns: Sequence[str], *, owner: str, kind: str) -> set[str]:
+    """Return the dotted names that the patterns select by themselves or by a module path above them (see `Stage`).
+
+    Args:
+        names: of parameters or of modules.
+        patterns: globs; ``!`` takes away.
+        owner: whose patterns they are, for messages.
+        kind: what the names are, for messages.
+
+    Raises:
+        UserError: a pattern matches nothing.
+    """
     included: set[str] = set()
     excluded: set[str] = set()
-    for pattern in stage.trainable:
+    for pattern in patterns:
         glob = pattern.removeprefix(EXCLUDE)
         matched = {name for name in names if any(fnmatchcase(path, glob) for path in _paths(name))}
         if not matched:
-            raise UserError(_no_match(pattern, names, stage))
+            raise UserError(f"{owner}: pattern '{pattern}' matches no {kind}{_hint(glob, names)}")
         (excluded if pattern.startswith(EXCLUDE) else included).update(matched)
-    if not included - excluded:
-        raise UserError(
-            f"stage '{stage.name}' trains nothing: trainable is {stage.trainable}; name at least one module"
-        )
     return included - excluded
 
 
@@ -107,10 +144,8 @@ def _paths(name: str) -> list[str]:
     return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
 
 
-def _no_match(pattern: str, names: list[str], stage: Stage) -> str:
+def _hint(glob: str, names: Sequence[str]) -> str:
     paths = sorted({path for name in names for path in _paths(name)})
     roots = sorted({name.split(".")[0] for name in names})
-    glob = pattern.removeprefix(EXCLUDE)
-    hint = nearest(glob, paths) or nearest(glob.split(".")[0], roots)
-    rule = f"stage '{stage.name}': pattern '{pattern}' matches no parameter{hint or ';'}"
-    return f"{rule} the model's modules are {', '.join(roots)}"
+    hint = nearest(glob, paths) or nearest(glob.split(".")[0], roots) or ";"
+    return f"{hint} the model's modules are {', '.join(roots)}"

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from longvid_train.errors import UserError
+from longvid_train.models.adapter import refuse_adapter
 from longvid_train.models.llama_vid.configuration import LlamaVidConfig
 from longvid_train.models.llama_vid.modeling import LlamaVidForConditionalGeneration
 
@@ -19,6 +20,7 @@ def load_llama_vid(
     dtype: torch.dtype | str = "auto",
     device_map: str | dict[str, Any] | None = None,
     attn_implementation: str | None = None,
+    config: LlamaVidConfig | None = None,
 ) -> LlamaVidForConditionalGeneration:
     """Load a model saved by ``save_pretrained``, in eval mode.
 
@@ -27,18 +29,33 @@ def load_llama_vid(
         dtype: of the weights in memory; ``"auto"`` keeps the checkpoint's.
         device_map: transformers' ``device_map``.
         attn_implementation: transformers' attention function for every part.
+        config: instead of the folder's own, e.g. with a stretched window.
 
     Raises:
         UserError: no such folder, another architecture, or weights that do not fit the configuration.
     """
     read_model_type(Path(folder), LlamaVidConfig.model_type)
+    options: dict[str, Any] = {} if config is None else {"config": config}
     return load_whole(
         LlamaVidForConditionalGeneration,
         Path(folder),
         dtype=dtype,
         device_map=device_map,
         attn_implementation=attn_implementation,
+        **options,
     )
+
+
+def llama_vid_skeleton(folder: str | Path) -> LlamaVidForConditionalGeneration:
+    """Build the folder's architecture on torch's meta device: names and shapes of all parameters, no memory.
+
+    Raises:
+        UserError: no such folder, or another architecture.
+    """
+    read_model_type(Path(folder), LlamaVidConfig.model_type)
+    config = LlamaVidConfig.from_pretrained(folder, local_files_only=True)
+    with torch.device("meta"):
+        return LlamaVidForConditionalGeneration(config)
 
 
 def read_model_type(folder: Path, *expected: str) -> str:
@@ -49,6 +66,7 @@ def read_model_type(folder: Path, *expected: str) -> str:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give one written by save_pretrained")
+    refuse_adapter(folder)
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a folder written by save_pretrained")
