@@ -10,6 +10,8 @@ from torch import nn
 from longvid_train.errors import UserError
 
 _DECAYED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+DECAYS = "decays"
+"""Key of a parameter group: whether weight decay applies to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +52,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     chosen = {id(value) for value in decayed}
     rest = [value for value in trainable if id(value) not in chosen]
     groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": rest, "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": weight_decay, DECAYS: True},
+        {"params": rest, "weight_decay": 0.0, DECAYS: False},
     ]
     return [group for group in groups if group["params"]]
 
@@ -82,3 +84,34 @@ def cosine_schedule(
     return torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: cosine_factor(step, warmup_steps=warmup_steps, total_steps=total_steps)
     )
+
+
+def follow_config(
+    optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR, config: OptimizerConfig
+) -> list[str]:
+    """Give a restored optimiser the settings of this run's config, which loading a checkpoint replaced.
+
+    Moments and the position in the schedule stay those of the checkpoint. Without this, ``--model.optimizer.lr`` would
+    silently have no effect on a continued run.
+
+    Args:
+        optimizer: from `build_adamw`, perhaps restored.
+        schedule: from `cosine_schedule`, perhaps restored.
+        config: what the optimiser must use from now on.
+
+    Returns:
+        One line for each setting that changed; none for a fresh run or one continued with its own settings.
+    """
+    changes: list[str] = []
+    for group in optimizer.param_groups:
+        decay = config.weight_decay if group[DECAYS] else 0.0
+        wanted = {"initial_lr": config.lr, "weight_decay": decay, "betas": tuple(config.betas), "eps": config.eps}
+        for name, value in wanted.items():
+            before = tuple(group[name]) if name == "betas" else group[name]
+            if before != value:
+                changes.append(f"continuing with optimizer {name.removeprefix('initial_')} {value} instead of {before}")
+            group[name] = value
+    schedule.base_lrs = [config.lr for _ in optimizer.param_groups]
+    for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
+        group["lr"] = config.lr * factor(schedule.last_epoch)
+    return list(dict.fromkeys(changes))

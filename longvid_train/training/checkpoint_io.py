@@ -1,0 +1,162 @@
+"""Checkpoint files that are whole or absent: written beside their place, forced to disk, published once.
+
+A file being written has the name of `in_progress`; it gets its own name by a hard link, which fails if the name is
+taken. A process that is killed leaves the in-progress file, which the next start of the run removes. Lightning's own
+writer copies through the system's temporary folder, does not force the bytes to disk and replaces what is there.
+"""
+
+import errno
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from longvid_train.errors import UserError
+
+IN_PROGRESS_SUFFIX = ".in-progress"
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS})
+
+
+class CheckpointWriteError(UserError):
+    """A checkpoint could not be written; those written before are untouched."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint reader with `write_checkpoint` as its writer."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write ``checkpoint`` to ``path``, see `write_checkpoint`; ``storage_options`` are Lightning's, unused."""
+        write_checkpoint(checkpoint, Path(path))
+
+
+def in_progress(target: Path) -> Path:
+    """The name ``target`` has while it is written."""
+    return target.with_name(f".{target.name}{IN_PROGRESS_SUFFIX}")
+
+
+def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
+    """Write ``checkpoint`` to the new file ``target``; at any moment ``target`` is whole and on disk, or absent.
+
+    Raises:
+        CheckpointWriteError: the disk or a quota is full, or the file cannot be written.
+        FileExistsError: ``target`` exists already.
+    """
+    temporary = in_progress(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        check_space(target.parent, tensor_bytes(checkpoint))
+        with temporary.open("wb") as stream:
+            torch.save(checkpoint, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        publish(temporary, target)
+    except (OSError, RuntimeError) as error:
+        # torch reports a failed write as a RuntimeError that hides the operating system's own.
+        cause = next((link for link in _chain(error) if isinstance(link, OSError)), None)
+        if cause is None or isinstance(cause, FileExistsError):
+            raise
+        raise CheckpointWriteError(_complaint(target, cause)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def publish(source: Path, target: Path) -> None:
+    """Give the whole file ``source`` the new name ``target`` as well, durably.
+
+    Raises:
+        FileExistsError: ``target`` exists already.
+    """
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
+        copy = in_progress(target)
+        if copy != source:
+            shutil.copyfile(source, copy)
+        copy.rename(target)
+    _sync_folder(target.parent)
+
+
+def check_space(folder: Path, needed_bytes: int) -> None:
+    """Check that ``folder``'s disk has room for a checkpoint.
+
+    Raises:
+        CheckpointWriteError: it has less than ``needed_bytes``.
+    """
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        raise CheckpointWriteError(
+            f"{folder}: a checkpoint needs {_size(needed_bytes)} and the disk has {_size(free_bytes)} left; make room, "
+            "or choose a --run_dir on another disk (checkpoints already there stay whole)"
+        )
+
+
+def tensor_bytes(value: Any) -> int:
+    """Bytes of all tensors in nested dicts, lists and tuples."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return sum(tensor_bytes(part) for part in value.values())
+    if isinstance(value, (list, tuple)):
+        return sum(tensor_bytes(part) for part in value)
+    return 0
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint file, or None if every byte is as it was written.
+
+    torch.load alone does not see a flipped byte: it does not compare the checksums in the file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        return str(error)
+    return None if broken is None else f"checksum of {broken} differs"
+
+
+def remove_in_progress(folder: Path) -> list[Path]:
+    """Remove what killed runs left half-written in ``folder`` and return it."""
+    left = sorted(folder.glob(f".*{IN_PROGRESS_SUFFIX}"))
+    for path in left:
+        path.unlink(missing_ok=True)
+    return left
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was raised from or while handling."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _complaint(target: Path, error: OSError) -> str:
+    reason = error.strerror or str(error)
+    remedy = "make room, or choose a --run_dir on another disk" if error.errno in _FULL else "mend the folder"
+    return (
+        f"{target}: cannot write the checkpoint ({reason}); {remedy}, and continue with --ckpt_path last "
+        "(earlier checkpoints are whole)"
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force the folder's new entry to disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
