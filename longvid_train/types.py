@@ -59,7 +59,7 @@ class VisualInputs(TypedDict):
         pixel_values: ``(F, 3, h, w)`` float, every distinct frame of the batch once. Absent when ``visual_features`` is
             given.
         visual_features: ``(F, 1 + P, C)`` tower output with CLS first, instead of ``pixel_values`` (a follow-up
-            question).
+            question, a feature cache; a cache may keep ``n x n`` pooled cells in place of the patches).
         visual_spans: ``(V, 3)`` int64 rows ``[first_frame, frame_count, prompt_row]`` in reading order over the batch.
         content_grids: ``(V,)`` int64, ``ALL_PATCHES`` or ``n`` for ``n x n`` content tokens a frame.
         prompt_input_ids: ``(R, Lp)`` int64, the text decoder's tokens of each prompt, padded on the right.

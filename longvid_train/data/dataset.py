@@ -18,6 +18,7 @@ from longvid_train.data.conversation import (
     encode_conversation,
     encode_prompt,
 )
+from longvid_train.data.features.source import FeatureSource
 from longvid_train.data.manifest import Manifest, Sample
 from longvid_train.data.media import MediaLoader, MediaOptions
 from longvid_train.data.processing import MultimodalProcessor
@@ -102,12 +103,14 @@ class ManifestDataset(Dataset[EncodedSample]):
         *,
         conversation: ConversationOptions,
         media: MediaOptions,
+        features: FeatureSource | None = None,
         budget: TokenBudget = TokenBudget(),  # noqa: B008 - frozen
         bad_samples: BadSamples = BadSamples(),
         for_generation: bool = False,
         seed: int = 0,
     ) -> None:
-        """Build over checked manifests; ``for_generation`` leaves the last answer out."""
+        """Build over checked manifests; ``features`` are read instead of pixels, ``for_generation`` leaves the last
+        answer out."""
         self.manifests = tuple(manifests)
         self._processor = processor
         self._template = template
@@ -115,7 +118,7 @@ class ManifestDataset(Dataset[EncodedSample]):
         self._for_generation = for_generation
         self._planner = RowPlanner(processor, template, conversation, budget, for_generation=for_generation)
         self._seed = seed
-        self._loader = MediaLoader(media, processor)
+        self._loader = MediaLoader(media, processor, features)
         self._ends = torch.tensor([len(manifest) for manifest in manifests]).cumsum(0).tolist()
         # One row of counters a worker (the last for the main process): no two processes write the same cell.
         self._counters = torch.zeros(MAX_WORKERS + 1, 7, dtype=torch.int64)

@@ -2,17 +2,19 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from longvid_train.data.conversation import LoadedMedium, MediumLayout
+from longvid_train.data.features.source import FeatureSource
 from longvid_train.data.frame_counts import FrameCounts, thinned
 from longvid_train.data.manifest import Media
 from longvid_train.data.processing import MultimodalProcessor
 from longvid_train.data.subtitles import lines_after_frames, lines_in_window
+from longvid_train.data.windows import windowed
 from longvid_train.types import Subtitle
 from longvid_train.video import (
     DecodeLimits,
@@ -40,6 +42,11 @@ class MediaOptions:
             none.
         probe_cache: file that remembers frame counts between runs, so that lengths of rows are known without probing
             every video again; None remembers them within a process only.
+        features: folder of tower features made by ``longvid predict``, read instead of pixels; None decodes.
+        rehash_files: read every media file once at the start to know that features are of this very file, even where
+            the file system says that it has not changed since they were made.
+        allow_pooled_context: let the context token attend to the cells of features that keep ``grid:n`` instead of to
+            all patches. That is another function than the model computes elsewhere.
     """
 
     sampling: Sampling = field(default_factory=lambda: FramesPerSecond(fps=1.0))
@@ -50,6 +57,9 @@ class MediaOptions:
     limits: DecodeLimits = field(default_factory=DecodeLimits)
     cache_bytes: int = 0
     probe_cache: str | None = None
+    features: str | None = None
+    rehash_files: bool = False
+    allow_pooled_context: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,10 +117,13 @@ class MediaLoader:
         cache: the frames it keeps.
     """
 
-    def __init__(self, options: MediaOptions, processor: MultimodalProcessor) -> None:
-        """Read with ``options`` and preprocess with ``processor``."""
+    def __init__(
+        self, options: MediaOptions, processor: MultimodalProcessor, features: FeatureSource | None = None
+    ) -> None:
+        """Read with ``options`` and preprocess with ``processor``, or take what ``features`` holds instead."""
         self._options = options
         self._processor = processor
+        self._features = features
         self.cache = FrameCache(options.cache_bytes)
         self._frame_counts = FrameCounts(None if options.probe_cache is None else Path(options.probe_cache))
 
@@ -125,6 +138,8 @@ class MediaLoader:
         Raises:
             UserError: the file cannot be read, or breaks a limit.
         """
+        if self._features is not None:
+            return self._from_features(self._features, medium, folder, max_frames)
         path = folder / medium.path
         if medium.type == "image":
             frames = read_image(path, limits=self._options.limits)[None]
@@ -142,9 +157,21 @@ class MediaLoader:
         if medium.type == "image":
             return MediumLayout.without_subtitles("image", 1)
         options = self._options
-        path, sampling = folder / medium.path, self._sampling(medium)
-        frames = self._frame_counts.count(path, sampling, options.limits, isolated=options.isolated)
+        if self._features is not None:
+            frames = self._features.entry(folder, medium).clip.frame_count
+        else:
+            path, sampling = folder / medium.path, windowed(options.sampling, medium)
+            frames = self._frame_counts.count(path, sampling, options.limits, isolated=options.isolated)
         return MediumLayout("video", lines_after_frames(self._subtitles(medium, folder), (float("-inf"),) * frames))
+
+    def _from_features(
+        self, features: FeatureSource, medium: Media, folder: Path, max_frames: int | None
+    ) -> LoadedMedium:
+        read, times_s = features.read(features.entry(folder, medium), max_frames)
+        if medium.type == "image":
+            return LoadedMedium(MediumLayout.without_subtitles("image", 1), features=read)
+        lines = lines_after_frames(self._subtitles(medium, folder), times_s)
+        return LoadedMedium(MediumLayout("video", lines), features=read)
 
     def _decoded(self, path: Path, sampling: Sampling) -> _DecodedVideo:
         key = (path, sampling)
@@ -164,19 +191,13 @@ class MediaLoader:
         return video
 
     def _thinned_sampling(self, path: Path, medium: Media, max_frames: int | None) -> Sampling:
-        sampling = self._sampling(medium)
+        sampling = windowed(self._options.sampling, medium)
         if max_frames is None:
             return sampling
         return thinned(sampling, probe(path, isolated=self._options.isolated, limits=self._options.limits), max_frames)
 
-    def _sampling(self, medium: Media) -> Sampling:
-        """The sampling over the medium's part of the video."""
-        if medium.start_s == 0.0 and medium.end_s is None:
-            return self._options.sampling
-        return replace(self._options.sampling, start_s=medium.start_s, end_s=medium.end_s)
-
     def _subtitles(self, medium: Media, folder: Path) -> Sequence[Subtitle]:
         if medium.subtitles is None:
             return ()
-        window = self._sampling(medium)
+        window = windowed(self._options.sampling, medium)
         return lines_in_window(read_subtitles(folder / medium.subtitles), window.start_s, window.end_s)

@@ -23,6 +23,14 @@ class MultimodalProcessor(Protocol):
     def visual_grid(self) -> int:
         """Patches along one side of a frame."""
 
+    @property
+    def frame_settings(self) -> dict[str, Any]:
+        """What decides the output of ``preprocess_frames``, as JSON values."""
+
+    @property
+    def reads_patches(self) -> bool:
+        """Whether a frame's visual tokens need all its patches (a context token does)."""
+
     def preprocess_frames(self, frames: NDArray[np.uint8]) -> torch.Tensor:
         """``(N, height, width, 3)`` uint8 RGB to ``(N, 3, h, w)`` float32, as the tower expects it."""
 

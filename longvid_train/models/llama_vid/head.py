@@ -5,10 +5,12 @@
 """
 
 from collections.abc import Callable
+from math import isqrt
 
 import torch
 from torch import nn
 
+from longvid_train.errors import UserError
 from longvid_train.models.llama_vid.context_attention import ContextAttention
 from longvid_train.models.llama_vid.showings import ShowingPlan
 from longvid_train.types import ALL_PATCHES
@@ -32,6 +34,33 @@ def pool_patches(patches: torch.Tensor, content_grid: int) -> torch.Tensor:
     block = side // content_grid
     cells = patches.reshape(frames, content_grid, block, content_grid, block, width).mean(dim=(2, 4))
     return cells.reshape(frames, content_grid * content_grid, width)
+
+
+def check_cells(features: torch.Tensor, content_grids: torch.Tensor, patch_grid: int) -> None:
+    """Check that features hold all patches of each frame, or pooled cells from which every grid can be pooled.
+
+    Args:
+        features: ``(F, 1 + P, C)``, or ``(F, 1 + n * n, C)`` from a cache that keeps ``n x n`` cells.
+        content_grids: ``(V,)`` int64.
+        patch_grid: patches along one side.
+
+    Raises:
+        UserError: neither.
+    """
+    side = isqrt(features.shape[1] - 1)
+    if side == patch_grid and features.shape[1] == 1 + side * side:
+        return
+    if side < 1 or features.shape[1] != 1 + side * side or patch_grid % side:
+        raise UserError(
+            f"features have {features.shape[1]} tokens a frame; the tower gives CLS and {patch_grid} x {patch_grid} "
+            "patches, or a cache that keeps grid:n CLS and n x n cells"
+        )
+    for grid in torch.unique(content_grids).tolist():
+        if grid == ALL_PATCHES or side % grid:
+            raise UserError(
+                f"features hold {side} x {side} pooled cells a frame, from which content_grid {grid} cannot be made; "
+                f"use a divisor of {side}, or features with all patches"
+            )
 
 
 def content_tokens(projector: nn.Sequential, features: torch.Tensor, plan: ShowingPlan) -> list[torch.Tensor]:

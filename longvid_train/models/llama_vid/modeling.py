@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from longvid_train.errors import UserError
 from longvid_train.models.llama_vid.configuration import BERT_MODEL_TYPE, LlamaVidConfig
 from longvid_train.models.llama_vid.context_attention import ContextAttention
-from longvid_train.models.llama_vid.head import build_content_projector, content_tokens, context_tokens
+from longvid_train.models.llama_vid.head import build_content_projector, check_cells, content_tokens, context_tokens
 from longvid_train.models.llama_vid.showings import plan_showings
 from longvid_train.models.llama_vid.text_decoder_bert import BertTextDecoder
 from longvid_train.models.llama_vid.text_decoder_qformer import QUERY_INIT_STD, QFormerTextDecoder
@@ -157,7 +157,7 @@ class LlamaVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
         A (frame, prompt) pair, and a (frame, grid) pair, that several showings ask for is computed once.
 
         Args:
-            features: ``(F, 1 + P, C)`` from ``encode_frames``.
+            features: ``(F, 1 + P, C)`` from ``encode_frames``, or ``(F, 1 + n * n, C)`` from a cache of pooled cells.
             visual_spans: ``(V, 3)`` int64 ``[first_frame, frame_count, prompt_row]``.
             content_grids: ``(V,)`` int64.
             prompt_input_ids: ``(R, Lp)`` int64.
@@ -167,8 +167,10 @@ class LlamaVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ``(T, H)``.
 
         Raises:
-            UserError: a span outside the frames or prompts, or a grid that does not divide the patches.
+            UserError: a span outside the frames or prompts, or a grid that does not divide the patches or cells.
         """
+        if self.content_projector is not None:
+            check_cells(features, content_grids, self.config.visual_grid)
         plan = plan_showings(
             visual_spans,
             content_grids,

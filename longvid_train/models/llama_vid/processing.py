@@ -114,6 +114,21 @@ class LlamaVidProcessor:
         """Patches along one side of a frame."""
         return self.settings.image_size // self.settings.patch_size
 
+    @property
+    def frame_settings(self) -> dict[str, Any]:
+        """What decides the output of ``preprocess_frames``, as JSON values."""
+        return {
+            "image_size": self.settings.image_size,
+            "image_mean": list(self.settings.image_mean),
+            "image_std": list(self.settings.image_std),
+            "resize": "bicubic shortest edge, centre crop",
+        }
+
+    @property
+    def reads_patches(self) -> bool:
+        """Whether a frame's visual tokens need all its patches: the context token attends to them."""
+        return self.settings.use_context
+
     def tokens_per_frame(self, content_grid: int) -> int:
         """Visual tokens of one frame, context token included.
 
