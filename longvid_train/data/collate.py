@@ -8,7 +8,7 @@ import torch
 from longvid_train.data.conversation import EncodedSample
 from longvid_train.data.processing import MultimodalProcessor, joined_prompts
 from longvid_train.errors import UserError
-from longvid_train.types import IGNORE_INDEX, Batch, TextInputs, VisualInputs
+from longvid_train.types import IGNORE_INDEX, Batch, Shortening, TextInputs, VisualInputs
 
 PaddingSide = Literal["right", "left"]
 
@@ -34,8 +34,42 @@ def collate(
         text=_text_inputs(samples, _pad_token_id(processor), padding_side),
         visual=_visual_inputs(samples, processor),
         sample_ids=[sample.sample_id for sample in samples],
-        shortened={sample.sample_id: sample.shortening for sample in samples if sample.shortening is not None},
+        shortened=_shortened(samples),
     )
+
+
+def pack(samples: Sequence[EncodedSample], processor: MultimodalProcessor) -> Batch:
+    """Join rows as `collate` does, one behind the other in a single row without padding.
+
+    Positions start at 0 with each sample; transformers keeps the attention of such samples apart (a block-diagonal
+    mask, or flash attention's variable lengths) where no attention mask is given. A sample's first token is never
+    predicted, so its label is dropped: in the packed row it would be predicted from the sample before.
+
+    Args:
+        samples: at least one row.
+        processor: tokenises the prompts.
+
+    Returns:
+        A batch of one row whose text has ``position_ids`` and no ``attention_mask``.
+    """
+    assert samples, "a batch needs at least one row"
+    labels = [sample.labels.clone() for sample in samples]
+    for first in labels:
+        first[:1] = IGNORE_INDEX
+    return Batch(
+        text=TextInputs(
+            input_ids=torch.cat([sample.input_ids for sample in samples])[None],
+            position_ids=torch.cat([torch.arange(len(sample.input_ids)) for sample in samples])[None],
+            labels=torch.cat(labels)[None],
+        ),
+        visual=_visual_inputs(samples, processor),
+        sample_ids=[sample.sample_id for sample in samples],
+        shortened=_shortened(samples),
+    )
+
+
+def _shortened(samples: Sequence[EncodedSample]) -> dict[str, Shortening]:
+    return {sample.sample_id: sample.shortening for sample in samples if sample.shortening is not None}
 
 
 def _pad_token_id(processor: MultimodalProcessor) -> int:

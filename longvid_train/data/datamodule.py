@@ -11,13 +11,19 @@ from longvid_train.data.budget import TokenBudget
 from longvid_train.data.collate import PaddingSide
 from longvid_train.data.conversation import ConversationOptions
 from longvid_train.data.dataset import BadSamples, DatasetCounts, ManifestDataset
-from longvid_train.data.loader import BatchCollator, EpochOrder, ManifestLoader, make_loader
+from longvid_train.data.features.source import FeatureSource, preprocessing_settings
+from longvid_train.data.loader import BatchCollator, ManifestLoader, make_loader
+from longvid_train.data.loading import LoadingOptions, accumulation_steps
 from longvid_train.data.manifest import Manifest, ManifestRules, read_manifest
+from longvid_train.data.measuring import RowTable, measure, modalities_of
 from longvid_train.data.media import MediaOptions
+from longvid_train.data.order import IMAGE, TEXT, VIDEO, BatchOrder, RowFacts, RowOrder, Stratum
 from longvid_train.data.processing import MultimodalProcessor
 from longvid_train.data.templates import template_by_name
+from longvid_train.data.token_order import TokenOrder
 from longvid_train.errors import UserError
 from longvid_train.models.llama_vid.processing import LlamaVidProcessor
+from longvid_train.models.llama_vid.tower_file import tower_sha256
 
 log = logging.getLogger(__name__)
 
@@ -40,40 +46,12 @@ class ManifestSource:
             raise UserError(f"the weight of manifest '{self.path}' is {self.weight}; it must be greater than 0")
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoadingOptions:
-    """How batches are made.
-
-    Attributes:
-        batch_size: rows of a training batch on one rank.
-        eval_batch_size: rows of a validation or test batch on one rank.
-        num_workers: processes that read ahead on each rank; 0 reads in the training process.
-        group_by_length: put rows of like length into a training batch (reads every row and container header once at
-            the start).
-        pin_memory: page-locked batches, for GPUs.
-        seed: decides the order of rows and random placeholder positions.
-    """
-
-    batch_size: int = 1
-    eval_batch_size: int = 1
-    num_workers: int = 0
-    group_by_length: bool = False
-    pin_memory: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse sizes that make no batch."""
-        for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-
-
 class ManifestDataModule(pl.LightningDataModule):
     """Training, validation and test batches from manifests.
 
-    Validation and test visit every row exactly once in file order; training leaves out at most ``world_size - 1`` rows
-    an epoch. Batches hold labels (teacher forcing) in all three; ``predict`` batches are the test rows without their
-    last answer, padded on the left for generation.
+    Validation and test visit every row exactly once in file order. Training visits every row as often as its weight
+    says; where an epoch's last rows are fewer than the ranks, those are left out. Batches hold labels (teacher forcing)
+    in all three; ``predict`` batches are the test rows without their last answer, padded on the left for generation.
 
     Attributes:
         template: the chat template.
@@ -92,7 +70,7 @@ class ManifestDataModule(pl.LightningDataModule):
         budget: TokenBudget = TokenBudget(),  # noqa: B008 - frozen
         bad_samples: BadSamples = BadSamples(),  # noqa: B008 - frozen
         rules: ManifestRules = ManifestRules(),  # noqa: B008 - frozen
-        loading: LoadingOptions = LoadingOptions(),
+        loading: LoadingOptions = LoadingOptions(),  # noqa: B008 - frozen
     ) -> None:
         """Keep the settings; files are read in ``setup``.
 
@@ -110,9 +88,14 @@ class ManifestDataModule(pl.LightningDataModule):
             loading: batches, workers, seed.
 
         Raises:
-            UserError: the template does not exist.
+            UserError: the template does not exist, or a row of ``max_tokens`` would fit in no batch.
         """
         super().__init__()
+        if loading.max_tokens_per_batch is not None and loading.max_tokens_per_batch < conversation.max_tokens:
+            raise UserError(
+                f"loading.max_tokens_per_batch is {loading.max_tokens_per_batch}, less than conversation.max_tokens = "
+                f"{conversation.max_tokens}: the longest rows would fit in no batch; raise the one or lower the other"
+            )
         self._processor_folder = processor
         sources = _sources(train)
         self._paths = {
@@ -129,8 +112,9 @@ class ManifestDataModule(pl.LightningDataModule):
         self._rules = rules
         self._loading = loading
         self._processor: MultimodalProcessor | None = None
+        self._features: FeatureSource | None = None
         self._datasets: dict[str, ManifestDataset] = {}
-        self._lengths: list[int] | None = None
+        self._table: RowTable | None = None
 
     @property
     def processor(self) -> MultimodalProcessor:
@@ -140,17 +124,25 @@ class ManifestDataModule(pl.LightningDataModule):
         return self._processor
 
     @property
+    def uses_features(self) -> bool:
+        """Whether batches hold tower features instead of pixels."""
+        return self._media.features is not None
+
+    @property
     def manifest_hashes(self) -> dict[str, str]:
         """SHA-256 of every manifest read so far, by path, for the run record."""
         manifests = [manifest for dataset in self._datasets.values() for manifest in dataset.manifests]
         return {str(manifest.path): manifest.sha256 for manifest in manifests}
 
     def setup(self, stage: str) -> None:
-        """Read and check the manifests of a stage (``fit``, ``validate``, ``test`` or ``predict``).
+        """Read and check the manifests of a stage (``fit``, ``validate``, ``test`` or ``predict``); for ``fit``, divide
+        the global batch.
 
         Raises:
-            UserError: a manifest is missing or broken.
+            UserError: a manifest is missing or broken, or the global batch cannot be divided.
         """
+        if stage == "fit":
+            self._divide_global_batch()
         splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}[stage]
         for split in splits:
             if self._paths[split]:
@@ -171,19 +163,19 @@ class ManifestDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> ManifestLoader:
         """Shuffled batches, the same number on every rank."""
         dataset = self._dataset("train")
-        loading = self._loading
-        if loading.group_by_length and self._lengths is None:
-            self._lengths = _lengths(dataset)
-        order = EpochOrder(
-            source_sizes=tuple(len(manifest) for manifest in dataset.manifests),
-            weights=self._weights,
-            seed=loading.seed,
-            shuffle=True,
-            batch_size=loading.batch_size,
-            world_size=self._world_size,
-            lengths=self._lengths,
+        return self._loader(
+            dataset, self._train_order(dataset), BatchCollator(self.processor, packed=self._loading.packing)
         )
-        return self._loader(dataset, order, BatchCollator(self.processor))
+
+    def row_table(self) -> RowTable:
+        """What every training row costs, after the token budget; measured at first use.
+
+        Raises:
+            UserError: a row cannot be used and ``bad_samples`` does not leave it out.
+        """
+        if self._table is None:
+            self._table = measure(self._dataset("train"))
+        return self._table
 
     def val_dataloader(self) -> ManifestLoader | list[ManifestLoader]:
         """Every validation row once, in order; no loader when no manifest is named."""
@@ -211,12 +203,14 @@ class ManifestDataModule(pl.LightningDataModule):
             if not paths:
                 key = "test" if split == "predict" else split
                 raise UserError(f"the config names no manifest for '{split}'; set data.{key}")
+            manifests = [self._read(path) for path in paths]
             self._datasets[split] = ManifestDataset(
-                [self._read(path) for path in paths],
+                manifests,
                 self.processor,
                 self.template,
                 conversation=self.conversation,
                 media=self._media,
+                features=self._checked_features(manifests),
                 budget=self._budget,
                 bad_samples=self._bad_samples,
                 for_generation=split == "predict",
@@ -224,16 +218,102 @@ class ManifestDataModule(pl.LightningDataModule):
             )
         return self._datasets[split]
 
+    def _checked_features(self, manifests: Sequence[Manifest]) -> FeatureSource | None:
+        """The feature cache, opened once, after checking that it holds all media of ``manifests``."""
+        media = self._media
+        if media.features is None:
+            return None
+        if self._features is None:
+            preprocessing = preprocessing_settings(
+                self.processor, reader=media.reader, shortest_edge=media.shortest_edge, exact=media.exact
+            )
+            self._features = FeatureSource(
+                Path(media.features),
+                tower=tower_sha256(Path(self._processor_folder)),
+                preprocessing=preprocessing,
+                sampling=media.sampling,
+                rehash=media.rehash_files,
+            )
+            self._features.check_context(self.processor, allow_pooled=media.allow_pooled_context)
+        for manifest in manifests:
+            self._features.check_manifest(manifest, self.conversation)
+        return self._features
+
     def _read(self, path: str) -> Manifest:
         manifest = read_manifest(Path(path), self._rules)
         log.info("%s: %d rows, sha256 %s", path, len(manifest), manifest.sha256[:12])
         return manifest
 
+    def _divide_global_batch(self) -> None:
+        """Set the trainer's accumulation so that an optimiser step has ``global_batch_size`` rows."""
+        loading, trainer = self._loading, self.trainer
+        if loading.global_batch_size is None or trainer is None:
+            return
+        steps = accumulation_steps(loading.global_batch_size, loading.batch_size, self._world_size)
+        if trainer.accumulate_grad_batches not in (1, steps):
+            raise UserError(
+                f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, but loading.global_batch_size "
+                f"{loading.global_batch_size} of batches of {loading.batch_size} on {self._world_size} ranks needs "
+                f"{steps}; remove accumulate_grad_batches or global_batch_size"
+            )
+        trainer.accumulate_grad_batches = steps
+
+    def _train_order(self, dataset: ManifestDataset) -> BatchOrder:
+        loading = self._loading
+        if loading.max_tokens_per_batch is not None:
+            facts = self.row_table().facts()
+            return TokenOrder(
+                strata=self._strata(dataset, facts),
+                seed=loading.seed,
+                facts=facts,
+                max_tokens=loading.max_tokens_per_batch,
+                packed=loading.packing,
+                by_modality=loading.group_by_modality,
+                world_size=self._world_size,
+            )
+        known = self._row_facts(dataset)
+        return RowOrder(
+            strata=self._strata(dataset, known),
+            seed=loading.seed,
+            shuffle=True,
+            batch_size=loading.batch_size,
+            world_size=self._world_size,
+            facts=known,
+            by_length=loading.group_by_length,
+            by_modality=loading.group_by_modality,
+        )
+
+    def _row_facts(self, dataset: ManifestDataset) -> RowFacts | None:
+        """Lengths and modalities if they decide the order; modalities alone cost no probing."""
+        if self._loading.group_by_length:
+            return self.row_table().facts()
+        if self._loading.group_by_modality or self._loading.modality_weights.decide():
+            return RowFacts((0,) * len(dataset), modalities_of(dataset))
+        return None
+
+    def _strata(self, dataset: ManifestDataset, facts: RowFacts | None) -> tuple[Stratum, ...]:
+        """Usable rows of each manifest, by modality where modalities have weights of their own."""
+        strata: list[Stratum] = []
+        first = 0
+        for manifest, weight in zip(dataset.manifests, self._weights, strict=True):
+            rows: Sequence[int] = range(first, first + len(manifest))
+            first += len(manifest)
+            if self._table is not None:
+                rows = [row for row in rows if self._table.usable[row]]
+            weights = self._loading.modality_weights
+            if facts is None or not weights.decide():
+                strata.append(Stratum(rows, weight))
+                continue
+            for kind in (TEXT, IMAGE, VIDEO):
+                strata.append(
+                    Stratum([row for row in rows if facts.modalities[row] == kind], weight * weights.of(kind))
+                )
+        return tuple(strata)
+
     def _eval_loader(self, split: str) -> ManifestLoader:
         dataset = self._dataset(split)
-        order = EpochOrder(
-            source_sizes=tuple(len(manifest) for manifest in dataset.manifests),
-            weights=(1.0,) * len(dataset.manifests),
+        order = RowOrder(
+            strata=(Stratum(range(len(dataset))),),
             seed=self._loading.seed,
             shuffle=False,
             batch_size=self._loading.eval_batch_size,
@@ -243,7 +323,7 @@ class ManifestDataModule(pl.LightningDataModule):
         side: PaddingSide = "left" if split == "predict" else "right"
         return self._loader(dataset, order, BatchCollator(self.processor, side))
 
-    def _loader(self, dataset: ManifestDataset, order: EpochOrder, collator: BatchCollator) -> ManifestLoader:
+    def _loader(self, dataset: ManifestDataset, order: BatchOrder, collator: BatchCollator) -> ManifestLoader:
         return make_loader(
             dataset,
             order,
@@ -257,8 +337,3 @@ class ManifestDataModule(pl.LightningDataModule):
 def _sources(paths: str | Sequence[str | ManifestSource] | None) -> list[ManifestSource]:
     listed = [paths] if isinstance(paths, str) else list(paths or ())
     return [ManifestSource(path=path) if isinstance(path, str) else path for path in listed]
-
-
-def _lengths(dataset: ManifestDataset) -> list[int]:
-    log.info("measuring the length of %d rows for group_by_length", len(dataset))
-    return [dataset.plan(index).tokens.total for index in range(len(dataset))]

@@ -3,141 +3,89 @@
 Because the order is pure, the whole state of a loader is (epoch, batches consumed): nothing of the workers need be
 saved, rows that workers had read ahead are read again, and a run may resume with another number of workers. Lightning
 saves and restores that state with its checkpoints (``state_dict`` / ``load_state_dict`` of a train loader). A
-stateless loader would replay the epoch from batch 0.
+stateless loader would replay the epoch from batch 0. docs/data.md says what torchdata's loader was measured to lack.
 """
 
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from longvid_train.data.collate import PaddingSide, collate
+from longvid_train.data.collate import PaddingSide, collate, pack
 from longvid_train.data.conversation import EncodedSample
 from longvid_train.data.dataset import MAX_WORKERS, BatchFailure, Draw, ManifestDataset
+from longvid_train.data.order import BatchOrder
 from longvid_train.data.processing import MultimodalProcessor
 from longvid_train.errors import UserError
 from longvid_train.types import Batch
 
-GROUP_BATCHES = 32
-"""Batches that are sorted by length together: large enough for even lengths, small enough to keep the order random."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class EpochOrder:
-    """Which rows an epoch visits, in which order, on which rank.
+class BatchRows(Dataset[list[EncodedSample] | BatchFailure]):
+    """A data set whose item is a whole batch, named by its draws: batches need not have one size.
 
     Attributes:
-        source_sizes: rows of each manifest.
-        weights: how often an epoch visits each manifest: 2.0 is every row twice, 0.5 a new random half each epoch.
-        seed: decides the order together with the epoch.
-        shuffle: False keeps the manifests' order.
-        batch_size: rows of a batch on one rank.
-        world_size: number of ranks.
-        even_ranks: True leaves out the last ``rows % world_size`` rows of the epoch's order, so that all ranks take
-            the same number of steps; False visits every row and lets ranks differ by one row.
-        lengths: tokens of each row, to put rows of like length into a batch; None does not group.
+        rows: where the rows come from.
     """
 
-    source_sizes: tuple[int, ...]
-    weights: tuple[float, ...]
-    seed: int
-    shuffle: bool
-    batch_size: int
-    world_size: int = 1
-    even_ranks: bool = True
-    lengths: Sequence[int] | None = None
+    def __init__(self, rows: ManifestDataset) -> None:
+        """Read batches from ``rows``."""
+        self.rows = rows
 
-    @property
-    def epoch_size(self) -> int:
-        """Rows an epoch visits over all ranks."""
-        visits = sum(round(size * weight) for size, weight in zip(self.source_sizes, self.weights, strict=True))
-        return visits - visits % self.world_size if self.even_ranks else visits
+    def __len__(self) -> int:
+        return len(self.rows)
 
-    def rank_size(self, rank: int) -> int:
-        """Rows an epoch visits on one rank."""
-        return len(range(rank, self.epoch_size, self.world_size))
-
-    def rows(self, epoch: int, rank: int) -> list[int]:
-        """Rows of one rank in order; consecutive ``batch_size`` rows are a batch. Ranks share no visit."""
-        draws = random.Random(f"{self.seed}:{epoch}")
-        visits = self._visits(draws)
-        if self.shuffle:
-            draws.shuffle(visits)
-        visits = visits[: self.epoch_size]
-        if self.lengths is not None:
-            visits = self._grouped(visits, self.lengths, draws)
-        return visits[rank :: self.world_size]
-
-    def _visits(self, draws: random.Random) -> list[int]:
-        """Row numbers with each manifest repeated or thinned by its weight."""
-        visits: list[int] = []
-        first = 0
-        for size, weight in zip(self.source_sizes, self.weights, strict=True):
-            whole, rest = divmod(round(size * weight), size)
-            visits.extend(list(range(first, first + size)) * whole)
-            visits.extend(sorted(draws.sample(range(first, first + size), rest)))
-            first += size
-        return visits
-
-    def _grouped(self, visits: list[int], lengths: Sequence[int], draws: random.Random) -> list[int]:
-        """Sort groups of batches by length, then shuffle whole batches; a shorter last batch stays last."""
-        global_batch = self.batch_size * self.world_size
-        full = len(visits) - len(visits) % global_batch
-        batches: list[list[int]] = []
-        for start in range(0, full, global_batch * GROUP_BATCHES):
-            group = sorted(
-                visits[start : min(start + global_batch * GROUP_BATCHES, full)], key=lambda row: lengths[row]
-            )
-            batches.extend(group[at : at + global_batch] for at in range(0, len(group), global_batch))
-        if self.shuffle:
-            draws.shuffle(batches)
-        return [row for batch in batches for row in batch] + visits[full:]
+    def __getitem__(self, draws: Sequence[Draw]) -> list[EncodedSample] | BatchFailure:
+        """Rows of one batch; see `ManifestDataset.__getitems__`."""
+        return self.rows.__getitems__(draws)
 
 
-class EpochSampler(DistributedSampler[Draw]):
-    """Yields `Draw`s of one rank. A ``DistributedSampler``, so that Lightning sets its epoch and does not replace it.
+class BatchSampler(DistributedSampler[Any]):
+    """Yields one rank's batches as lists of `Draw`s.
+
+    A ``DistributedSampler``, so that Lightning sets its epoch and does not replace it.
 
     Attributes:
         order: the pure order.
-        first_row: rows the next iteration leaves out (a resumed epoch); back to 0 afterwards.
+        first_batch: batches the next iteration leaves out (a resumed epoch); back to 0 afterwards.
     """
 
-    def __init__(self, dataset: ManifestDataset, order: EpochOrder, rank: int) -> None:
+    def __init__(self, dataset: BatchRows, order: BatchOrder, rank: int) -> None:
         """Sample ``order`` for ``rank``."""
         super().__init__(dataset, num_replicas=order.world_size, rank=rank, shuffle=order.shuffle, seed=order.seed)
         self.order = order
-        self.first_row = 0
+        self.first_batch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; a new one starts at its first row."""
+        """Choose the epoch; a new one starts at its first batch."""
         if epoch != self.epoch:
-            self.first_row = 0
+            self.first_batch = 0
         super().set_epoch(epoch)
 
-    def __iter__(self) -> Iterator[Draw]:
-        first_row, self.first_row = self.first_row, 0
+    def __iter__(self) -> Iterator[list[Draw]]:
+        # A generator: with workers, a loader makes two iterators and uses the second.
+        first, self.first_batch = self.first_batch, 0
         epoch = self.epoch
-        return (Draw(row, epoch) for row in self.order.rows(epoch, self.rank)[first_row:])
+        for batch in self.order.batches(epoch, self.rank)[first:]:
+            yield [Draw(row, epoch) for row in batch]
 
     def __len__(self) -> int:
-        return self.order.rank_size(self.rank)
+        return self.order.batch_count(self.rank)
 
 
 class ManifestLoader(DataLoader[Any]):
     """A ``DataLoader`` of `Batch`es that resumes mid-epoch and raises a worker's failure as one line.
 
-    Make it with `make_loader`, which gives it an `EpochSampler`.
+    Make it with `make_loader`, which gives it a `BatchSampler`.
     """
 
     _epoch = 0
     _consumed = 0
 
     def __iter__(self) -> Any:
-        sampler = self._epoch_sampler()
+        sampler = self._batch_sampler()
         self._epoch = sampler.epoch
-        self._consumed = sampler.first_row // sampler.order.batch_size
+        self._consumed = sampler.first_batch
         return self._checked(super().__iter__())
 
     def state_dict(self) -> dict[str, Any]:
@@ -156,11 +104,11 @@ class ManifestLoader(DataLoader[Any]):
                     f"the checkpoint's data order has {name} = {state['order'].get(name)} and this run has {value}; "
                     "resume with the settings the run was started with, or start a new run from its weights"
                 )
-        sampler = self._epoch_sampler()
+        sampler = self._batch_sampler()
         finished = state["batches"] >= len(self)
         sampler.set_epoch(state["epoch"] + 1 if finished else state["epoch"])
-        sampler.first_row = 0 if finished else state["batches"] * sampler.order.batch_size
-        self._epoch, self._consumed = sampler.epoch, sampler.first_row // sampler.order.batch_size
+        sampler.first_batch = 0 if finished else state["batches"]
+        self._epoch, self._consumed = sampler.epoch, sampler.first_batch
 
     def _checked(self, batches: Iterator[Batch | BatchFailure | None]) -> Iterator[Batch]:
         """Count batches, raise failures, and leave out a batch whose rows were all skipped."""
@@ -170,47 +118,42 @@ class ManifestLoader(DataLoader[Any]):
             self._consumed += 1
             if batch is not None:
                 yield batch
-            elif self._epoch_sampler().order.world_size > 1:
+            elif self._batch_sampler().order.world_size > 1:
                 raise UserError(
                     "every row of a batch was skipped as bad (the log names them), and the other ranks would wait for "
                     "this one forever; remove those rows from the manifest or raise batch_size"
                 )
 
-    def _epoch_sampler(self) -> EpochSampler:
-        assert isinstance(self.sampler, EpochSampler), "make a ManifestLoader with make_loader"
+    def _batch_sampler(self) -> BatchSampler:
+        assert isinstance(self.sampler, BatchSampler), "make a ManifestLoader with make_loader"
         return self.sampler
 
     def _order_record(self) -> dict[str, Any]:
-        assert isinstance(self.dataset, ManifestDataset)
-        order = self._epoch_sampler().order
-        return {
-            "manifests": [manifest.sha256 for manifest in self.dataset.manifests],
-            "weights": list(order.weights),
-            "seed": order.seed,
-            "shuffle": order.shuffle,
-            "batch_size": order.batch_size,
-            "world_size": order.world_size,
-            "group_by_length": order.lengths is not None,
-        }
+        assert isinstance(self.dataset, BatchRows)
+        manifests = [manifest.sha256 for manifest in self.dataset.rows.manifests]
+        return {"manifests": manifests, **self._batch_sampler().order.record()}
 
 
 @dataclass(frozen=True)
 class BatchCollator:
-    """`collate` with its processor, as a picklable function; None for a batch whose rows were all skipped."""
+    """`collate` or `pack` with its processor, as a picklable function; None for a batch whose rows were all skipped."""
 
     processor: MultimodalProcessor
     padding_side: PaddingSide = "right"
+    packed: bool = False
 
     def __call__(self, samples: list[EncodedSample] | BatchFailure) -> Batch | BatchFailure | None:
         """Collate what ``ManifestDataset.__getitems__`` returned."""
         if isinstance(samples, BatchFailure):
             return samples
-        return collate(samples, self.processor, self.padding_side) if samples else None
+        if not samples:
+            return None
+        return pack(samples, self.processor) if self.packed else collate(samples, self.processor, self.padding_side)
 
 
 def make_loader(
     dataset: ManifestDataset,
-    order: EpochOrder,
+    order: BatchOrder,
     collator: BatchCollator,
     *,
     rank: int = 0,
@@ -224,15 +167,16 @@ def make_loader(
     """
     if num_workers > MAX_WORKERS:
         raise UserError(f"num_workers is {num_workers}; at most {MAX_WORKERS} are supported")
-    if order.rank_size(rank) == 0:
+    if order.batch_count(rank) == 0:
         raise UserError(
-            f"an epoch has {order.epoch_size} rows for {order.world_size} ranks, so rank {rank} would have none; use "
+            f"the manifests have too few usable rows for {order.world_size} ranks: rank {rank} would have none; use "
             "fewer ranks or larger manifests"
         )
+    rows = BatchRows(dataset)
     return ManifestLoader(
-        dataset,
-        sampler=EpochSampler(dataset, order, rank),
-        batch_size=order.batch_size,
+        rows,
+        sampler=BatchSampler(rows, order, rank),
+        batch_size=None,
         collate_fn=collator,
         num_workers=num_workers,
         pin_memory=pin_memory,

@@ -10,10 +10,12 @@ import torch
 from jsonargparse import ArgumentParser
 
 from longvid_train.data.conversation import ConversationOptions
-from longvid_train.data.datamodule import LoadingOptions, ManifestDataModule, ManifestSource
+from longvid_train.data.datamodule import ManifestDataModule, ManifestSource
 from longvid_train.data.dataset import BadSamples
-from longvid_train.data.loader import BatchCollator, EpochOrder, ManifestLoader, make_loader
+from longvid_train.data.loader import BatchCollator, ManifestLoader, make_loader
+from longvid_train.data.loading import LoadingOptions
 from longvid_train.data.media import MediaOptions
+from longvid_train.data.order import RowOrder, Stratum
 from longvid_train.errors import UserError
 from longvid_train.types import Batch
 from longvid_train.video import FramesPerSecond, UniformFrames
@@ -114,7 +116,7 @@ def loader_of(module: ManifestDataModule, **changes: Any) -> ManifestLoader:
     dataset = module.dataset("train")
     options: dict[str, Any] = {"seed": 1, "shuffle": True, "batch_size": 2, **changes}
     rank = options.pop("rank", 0)
-    order = EpochOrder(source_sizes=(len(dataset),), weights=(1.0,), **options)
+    order = RowOrder(strata=(Stratum(range(len(dataset))),), **options)
     return make_loader(dataset, order, BatchCollator(module.processor), rank=rank)
 
 
