@@ -1,0 +1,1 @@
+"""Window extension: one method a file gives inverse frequencies; a context manager installs them for a while."""
