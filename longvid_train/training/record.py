@@ -55,6 +55,15 @@ class RunRecord(SaveConfigCallback):
         write_json(run_dir / RECORD_FILE, {"starts": [*starts, start]})
 
 
+def add_to_last_start(run_dir: Path, facts: dict[str, Any]) -> None:
+    """Add facts that are known only once training starts to the last start of ``run.json``; without the file (a trainer
+    that the command line did not build) do nothing."""
+    path = run_dir / RECORD_FILE
+    if path.exists():
+        *earlier, last = json.loads(path.read_text(encoding="utf-8"))["starts"]
+        write_json(path, {"starts": [*earlier, {**last, **facts}]})
+
+
 def manifest_hashes(settings: Any) -> dict[str, str]:
     """SHA-256 of every existing ``.jsonl`` file that the settings name, by its name as written there."""
     if isinstance(settings, dict):
