@@ -135,11 +135,12 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_shipped_config_parses(tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """``--print_config`` builds every parser and checks every key and type without starting."""
-    assert len(list(CONFIGS.rglob("*.yaml"))) == 4, "3 of fit and 1 of the world: check a new one here as well"
+    assert len(list(CONFIGS.rglob("*.yaml"))) == 5, "3 of fit, 1 of predict, 1 of the world: check a new one"
     found = sorted((CONFIGS / "llama_vid").rglob("*.yaml"))
-    assert len(found) == 3
+    assert len(found) == 4
     for path in found:
-        assert cli.main(["fit", "--config", str(path), "--print_config"]) == 0
+        command = "predict" if path.name == "features.yaml" else "fit"
+        assert cli.main([command, "--config", str(path), "--print_config"]) == 0
         printed = yaml.safe_load(capsys.readouterr().out)
         assert printed["run_dir"].startswith("quickstart/")
         header = path.read_text().split("\nseed_everything")[0]
