@@ -6,6 +6,7 @@ examples:
   longvid ask talk.mp4 "What was promised?" --subtitles talk.srt --start 60 --end 180 --fps 2 --json
   longvid ask photo.jpg "What is this?" --media other.jpg
   longvid ask clip.mp4 --stdin < questions.txt
+  longvid ask clip.mp4 "What happens?" --adapter runs/stage2_lora/adapter
 
 The answer streams to stdout; progress and numbers go to stderr. Without --frames and --fps a video is sampled at 1
 frame per second, or as densely as the language model's window allows if that is too long (said on stderr). Every medium
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--media", metavar="FILE", action="append", default=[], help="a further video or image (repeatable)")
     add("--stdin", action="store_true", help="read further questions from standard input, one a line")
     add("--model", type=Path, metavar="FOLDER", help=f"LLaMA-VID checkpoint ({DEFAULT_MODEL} where it exists)")
+    add("--adapter", type=Path, metavar="FOLDER", help="LoRA adapter; its record names the model if --model does not")
     add("--template", help="vicuna_v1 or plain (the one the checkpoint was trained with)")
     density = parser.add_mutually_exclusive_group()
     density.add_argument("--frames", type=int, metavar="N", help="show N frames, evenly spaced")
@@ -70,7 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Answer the questions and print the answers."""
     _check_words(arguments)
-    folder = _model_folder(arguments.model)
+    if arguments.adapter is None:
+        arguments.model = _model_folder(arguments.model)
     # Importing torch takes seconds: mistakes above and --help do not pay for it.
     import transformers
 
@@ -79,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     from longvid_train.generate.media import ReadOptions
     from longvid_train.generate.options import GenerationOptions
     from longvid_train.generate.prompting import Prompting, unanswered
+    from longvid_train.models.llama_vid.adapted import read_llama_vid_adapter
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -91,9 +95,10 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     read = ReadOptions(reader=arguments.reader, isolated=not arguments.no_isolate)
-    prompting = Prompting.from_folder(
-        folder, template=None if arguments.template is None else template_by_name(arguments.template)
-    )
+    adapter = None if arguments.adapter is None else read_llama_vid_adapter(arguments.adapter)
+    folder = arguments.model if adapter is None else adapter.base_folder(arguments.model)
+    template = None if arguments.template is None else template_by_name(arguments.template)
+    prompting = Prompting.from_folder(folder, adapter=adapter, template=template)
     if asked_tokens is None:
         options = replace(options, max_new_tokens=_default_new_tokens(prompting.window, _planned(arguments)))
     media = _media(arguments, read, prompting, options)
@@ -101,8 +106,8 @@ def run(arguments: argparse.Namespace) -> int:
         layouts = [medium.layout for medium in media]
         turns = unanswered(arguments.questions, [medium.type for medium in media])
         prompting.check_window(turns, layouts, options.max_new_tokens)
-    _say(f"loading {folder}")
-    chat = VideoChat.load(folder, prompting=prompting, device=arguments.device, dtype=arguments.dtype)
+    _say(f"loading {folder}{'' if adapter is None else f' and {adapter.folder}'}")
+    chat = VideoChat.load(folder, adapter=adapter, prompting=prompting, device=arguments.device, dtype=arguments.dtype)
     talk = chat.open(media, read=read, on_progress=_Progress())
     answers = [_answered(talk, question, options, arguments.json) for question in _questions(arguments)]
     if not answers:

@@ -39,6 +39,8 @@ from longvid_train.generate.media import (
 from longvid_train.generate.options import GenerationOptions
 from longvid_train.generate.prompting import Prompting, first_question, next_question
 from longvid_train.generate.streaming import OnText
+from longvid_train.models.adapter import Adapter
+from longvid_train.models.llama_vid.adapted import load_adapted
 from longvid_train.models.llama_vid.loading import load_llama_vid
 from longvid_train.types import Batch
 from longvid_train.video import Sampling
@@ -84,6 +86,7 @@ class VideoChat:
         cls,
         folder: str | Path,
         *,
+        adapter: Adapter | None = None,
         prompting: Prompting | None = None,
         template: ChatTemplate | None = None,
         options: ConversationOptions | None = None,
@@ -95,6 +98,7 @@ class VideoChat:
 
         Args:
             folder: written by training (``save_pretrained`` of both).
+            adapter: trained on that checkpoint, from ``read_llama_vid_adapter``; its processor and window are used.
             prompting: already read from the folder; then ``template`` and ``options`` are not used.
             template: default: the one the checkpoint was trained with.
             options: default: the content grids it was trained with.
@@ -106,11 +110,16 @@ class VideoChat:
             UserError: no such folder, another architecture, weights that do not fit, no such device or dtype.
         """
         place = resolve_device(device)
-        prompting = prompting or Prompting.from_folder(folder, template=template, options=options)
-        model = load_llama_vid(folder, dtype=resolve_dtype(dtype)).to(place)
+        prompting = prompting or Prompting.from_folder(folder, adapter=adapter, template=template, options=options)
+        if adapter is None:
+            model = load_llama_vid(folder, dtype=resolve_dtype(dtype)).to(place)
+        else:
+            model = load_adapted(folder, adapter, dtype=resolve_dtype(dtype)).to(place)
         if place.type == "cuda":
             torch.cuda.reset_peak_memory_stats(place)
-        return cls(model, prompting, name=str(folder), offload_features=offload_features)
+        return cls(
+            model, prompting, name=str(folder if adapter is None else adapter.folder), offload_features=offload_features
+        )
 
     def open(
         self,

@@ -19,6 +19,7 @@ from longvid_train.data.processing import MultimodalProcessor
 from longvid_train.data.row_checks import PLACEHOLDER
 from longvid_train.data.templates import VICUNA_V1, ChatTemplate, template_by_name
 from longvid_train.errors import UserError
+from longvid_train.models.adapter import Adapter
 from longvid_train.models.llama_vid.configuration import LlamaVidConfig
 from longvid_train.models.llama_vid.loading import read_model_type
 from longvid_train.models.llama_vid.processing import LlamaVidProcessor
@@ -47,6 +48,7 @@ class Prompting:
         cls,
         folder: str | Path,
         *,
+        adapter: Adapter | None = None,
         template: ChatTemplate | None = None,
         options: ConversationOptions | None = None,
     ) -> "Prompting":
@@ -54,6 +56,7 @@ class Prompting:
 
         Args:
             folder: the checkpoint.
+            adapter: trained on the checkpoint; its processor and window are used.
             template: default: the one the checkpoint was trained with.
             options: default: the content grids it was trained with.
 
@@ -61,8 +64,9 @@ class Prompting:
             UserError: no such folder, another architecture, or a file is missing.
         """
         read_model_type(Path(folder), LlamaVidConfig.model_type)
-        text_config = LlamaVidConfig.from_pretrained(folder, local_files_only=True).text_config
-        processor = LlamaVidProcessor.from_pretrained(folder)
+        config = LlamaVidConfig.from_pretrained(folder, local_files_only=True)
+        text_config = (config if adapter is None else adapter.adapt_config(config)).text_config
+        processor = LlamaVidProcessor.from_pretrained(folder if adapter is None else adapter.folder)
         return cls(
             processor=processor,
             window=int(text_config.max_position_embeddings),

@@ -10,13 +10,12 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from longvid_train.errors import UserError
 from longvid_train.training.answers import AnswerAccuracy
-from longvid_train.training.callbacks import ExportModel
+from longvid_train.training.callbacks import ADAPTER_FOLDER, MODEL_FOLDER, ExportModel
 from longvid_train.training.progress import LineProgress
 from longvid_train.training.record import RunRecord, process_command_line
 from longvid_train.training.tracking import METRICS_FILE, WandbMode, build_loggers
 
 CHECKPOINT_FOLDER = "checkpoints"
-MODEL_FOLDER = "model"
 
 EXAMPLE = """
 Example: train the first stage of the nano LLaMA-VID, then continue it after an interruption
@@ -105,7 +104,7 @@ class RunCLI(LightningCLI):
                 name=run_dir.name,
                 resumed=bool(settings.get("ckpt_path")),
             )
-        extra: list[Callback] = [ExportModel(run_dir / MODEL_FOLDER)] if training else []
+        extra: list[Callback] = [ExportModel(run_dir)] if training else []
         if not sys.stderr.isatty() and settings["trainer"]["enable_progress_bar"] is not False:
             extra.append(LineProgress(settings["log_interval_s"]))
         # The export goes first: a failure of another callback must not cost the trained model.
@@ -118,9 +117,10 @@ def check_fresh(run_dir: Path) -> None:
     """Refuse a run folder that holds results of another run.
 
     Raises:
-        UserError: the folder has an exported model or checkpoints.
+        UserError: the folder has an exported model or adapter, or checkpoints.
     """
-    found = [path for path in (run_dir / MODEL_FOLDER, *(run_dir / CHECKPOINT_FOLDER).glob("*.ckpt")) if path.exists()]
+    exports = [run_dir / MODEL_FOLDER, run_dir / ADAPTER_FOLDER]
+    found = [path for path in (*exports, *(run_dir / CHECKPOINT_FOLDER).glob("*.ckpt")) if path.exists()]
     if found:
         raise UserError(
             f"{run_dir}: already holds a run ({found[0].relative_to(run_dir)}); continue it with --ckpt_path last, "

@@ -5,6 +5,7 @@ import os
 import resource
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,21 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 
 from longvid_train.errors import UserError
+from longvid_train.models.fingerprint import fingerprint
+from longvid_train.models.llama_vid.loading import llama_vid_skeleton
+from longvid_train.models.lora import LoraShape
 from longvid_train.training.batches import visual_keywords
 from longvid_train.training.checkpoint import (
     check_llama_vid_folder,
     check_not_stretched,
+    keep_trained,
     load_for_training,
+    restore_frozen,
     stretch_window,
 )
+from longvid_train.training.lora import LoraSettings, apply_lora, plan_lora
 from longvid_train.training.optimizer import OptimizerConfig, build_adamw, cosine_schedule
-from longvid_train.training.stages import Stage, apply_stage, frozen_modules
+from longvid_train.training.stages import Stage, apply_stage, frozen_modules, recompute_frozen_layers
 from longvid_train.types import Batch
 
 
@@ -44,8 +51,10 @@ class LlamaVidTraining(pl.LightningModule):
         warmup_ratio: share of the optimiser steps spent warming up, from 0 up to but without 1 (the paper: 0.03).
         rope_scaling: divide rotary positions by this factor and widen the language window by it (stage 3 of the paper:
             16); written into the exported checkpoint's own text config. 1 leaves the checkpoint as it is.
-        gradient_checkpointing: recompute activations in the backward pass of modules that train.
+        gradient_checkpointing: recompute the activations of each layer in the backward pass, also of frozen layers that
+            gradients pass through.
         torch_threads: CPU threads of each process; 0 keeps torch's own choice.
+        lora: low-rank adapters in layers that the stage does not train; the run then exports an adapter folder.
     """
 
     def __init__(
@@ -57,6 +66,7 @@ class LlamaVidTraining(pl.LightningModule):
         rope_scaling: float = 1.0,
         gradient_checkpointing: bool = False,
         torch_threads: int = 0,
+        lora: LoraSettings | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= warmup_ratio < 1:
@@ -73,6 +83,9 @@ class LlamaVidTraining(pl.LightningModule):
         self.rope_scaling = rope_scaling
         self.gradient_checkpointing = gradient_checkpointing
         self.torch_threads = torch_threads
+        self.lora = lora
+        self.lora_shape: LoraShape | None = None
+        self.base_fingerprint = ""
         self.model: Any = None
         self.processor: Any = None
         self._window = _StepWindow()
@@ -81,12 +94,18 @@ class LlamaVidTraining(pl.LightningModule):
         self._steps_per_epoch = 0
 
     def setup(self, stage: str) -> None:
-        """Check, before weights load, that the strategy keeps the loss exact and an epoch fills an optimiser step.
+        """Check, before weights load, what trains, that the strategy keeps the loss exact and an epoch fills a step.
 
         Raises:
-            UserError: a strategy that owns the gradients, or fewer batches an epoch than ``accumulate_grad_batches``.
+            UserError: a pattern that does not fit the architecture, a strategy that owns the gradients, or fewer
+                batches an epoch than ``accumulate_grad_batches``.
         """
         self._fitting = stage == "fit"
+        skeleton = llama_vid_skeleton(self.model_folder)
+        if self.lora is None:
+            apply_stage(skeleton, self.stage)
+        else:
+            self.lora_shape = plan_lora(skeleton, self.stage, self.lora)
         if self._fitting:
             check_strategy(self.trainer.strategy)
             batches = len(self.trainer.datamodule.train_dataloader())
@@ -104,6 +123,7 @@ class LlamaVidTraining(pl.LightningModule):
             return
         if self.torch_threads:
             torch.set_num_threads(self.torch_threads)
+        self.base_fingerprint = fingerprint(Path(self.model_folder))
         self.model, self.processor = load_for_training(self.model_folder)
         if self.rope_scaling != 1:
             check_not_stretched(self.model, self.rope_scaling)
@@ -112,7 +132,23 @@ class LlamaVidTraining(pl.LightningModule):
         if self.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model.train()
-        self.stage_report = apply_stage(self.model, self.stage)
+        if self.lora is None:
+            self.stage_report = apply_stage(self.model, self.stage)
+        else:
+            self.lora_shape = plan_lora(self.model, self.stage, self.lora)
+            self.stage_report = apply_lora(self.model, self.lora_shape)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what trains: the rest is the base model's folder, named by its fingerprint."""
+        keep_trained(checkpoint, self, self.base_fingerprint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the frozen parameters back before Lightning loads the state dict, which it does strictly.
+
+        Raises:
+            UserError: the base model's folder has changed, or the checkpoint is of a run that trained something else.
+        """
+        restore_frozen(checkpoint, self, self.base_fingerprint)
 
     def train(self, mode: bool = True) -> "LlamaVidTraining":
         """Switch to training mode, all but the wholly frozen modules, which stay in eval mode."""
@@ -225,6 +261,8 @@ class LlamaVidTraining(pl.LightningModule):
         if self.model is not None:
             for _, module in frozen_modules(self.model):
                 module.eval()
+            if self.gradient_checkpointing and self.training:
+                recompute_frozen_layers(self.model)
 
 
 def check_strategy(strategy: Strategy) -> None:
