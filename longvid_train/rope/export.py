@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from longvid_train.errors import UserError
 from longvid_train.rope.extension import Extension
@@ -49,13 +50,18 @@ def save_extended(model: nn.Module, folder: str | Path, extension: Extension) ->
     ``max_position_embeddings`` becomes the longest sequence of the extended model.
 
     Raises:
-        UserError: the folder exists and holds a config already.
+        UserError: the folder holds a config already, or the model is a wrapper whose own format has no config (peft).
     """
+    if not isinstance(model, PreTrainedModel):
+        raise UserError(
+            f"{type(model).__name__} is not a transformers model, so its saved folder would lack the extension; "
+            "merge the adapter first (merge_and_unload) or pass the model inside"
+        )
     if (Path(folder) / "config.json").exists():
         raise UserError(f"{folder} holds a model already; choose another folder for the extended one")
     config = find_rotary(model).module.config
     with _config_of(config, extension):
-        _plain(model).save_pretrained(folder)
+        model.save_pretrained(folder)
 
 
 @contextmanager
@@ -68,8 +74,3 @@ def _config_of(config: Any, extension: Extension) -> Iterator[None]:
         yield
     finally:
         config.rope_parameters, config.max_position_embeddings = before
-
-
-def _plain(model: nn.Module) -> Any:
-    """The model as the Any that transformers' classes are to the type checker."""
-    return model

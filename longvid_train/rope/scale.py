@@ -12,7 +12,8 @@ class TokenCounts:
     """Tokens of one input.
 
     Attributes:
-        visual: visual tokens.
+        visual: tokens of the frames. A token after the video is text here, so that 32 frames of LLaVA-OneVision are its
+            visual window of 6272 exactly.
         total: the whole sequence: visual tokens, text, and the tokens that may be generated.
     """
 

@@ -89,7 +89,12 @@ class TokenPlan:
     @property
     def visual_tokens(self) -> int:
         """Visual tokens ``T`` of the video, tokens after the video included."""
-        return sum(self.pathway_tokens.values()) + self.grid.end_tokens
+        return self.frame_tokens + self.grid.end_tokens
+
+    @property
+    def frame_tokens(self) -> int:
+        """Tokens of the frames alone: what is measured against a visual window (32 x 196 for LLaVA-OneVision)."""
+        return sum(self.pathway_tokens.values())
 
     @property
     def pathway_tokens(self) -> dict[str, int]:

@@ -9,6 +9,7 @@ tokens (and its one newline) instead of 50,176.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from longvid_train.errors import UserError
 from longvid_train.tokens.grid import FrameGrid, Stride, check_stride
@@ -24,6 +25,8 @@ class ProgressivePlan:
         high_stride: pooling stride of a group's first frame, ``s_h``.
         low_stride: pooling stride of the others, ``s_l``.
     """
+
+    kind: ClassVar[str] = "progressive"
 
     group: int = 4
     high_stride: Stride = 2

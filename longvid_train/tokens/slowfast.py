@@ -10,6 +10,7 @@ slow) 1264, as the ZoomVLM paper counts. Its 6230 tokens on a 27 x 27 grid are 1
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from longvid_train.errors import UserError
 from longvid_train.tokens.grid import FrameGrid, Stride, check_stride
@@ -25,6 +26,8 @@ class SlowFastPlan:
         slow_stride: pooling stride of the slow pathway.
         fast_stride: pooling stride of the fast pathway.
     """
+
+    kind: ClassVar[str] = "slowfast"
 
     slow_frames: int = 10
     slow_stride: Stride = (1, 2)

@@ -5,6 +5,7 @@ Table 5 of the visual context window paper writes the stride twice with K = 0: `
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from longvid_train.tokens.grid import FrameGrid, Stride, check_stride
 from longvid_train.tokens.plan import Pathway, show
@@ -17,6 +18,8 @@ class UniformPlan:
     Attributes:
         stride: pooling stride over the patch grid; ``None`` is the one the backbone was trained with.
     """
+
+    kind: ClassVar[str] = "uniform"
 
     stride: Stride | None = None
 
