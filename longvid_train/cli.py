@@ -34,6 +34,7 @@ COMMANDS = {
     "test": Command("lightning", "run the test set of a config (LightningCLI)"),
     "predict": Command("lightning", "run prediction of a config (LightningCLI)"),
     "init": Command("init", "assemble an untrained LLaMA-VID from pretrained parts"),
+    "convert": Command("convert", "convert public LLaMA-VID weights"),
     "merge": Command("merge", "merge a LoRA adapter into its base model"),
     "frames": Command("frames", "write the frames the model would see as PNGs"),
     "ask": Command("ask", "ask a question about a video or an image"),

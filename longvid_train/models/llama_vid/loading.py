@@ -81,14 +81,21 @@ def read_model_type(folder: Path, *expected: str) -> str:
     return str(found)
 
 
-def load_whole(model_class: type[PreTrainedModel], folder: Path, **options: Any) -> Any:
-    """``model_class.from_pretrained`` from a local folder, refusing weights that are missing, left over or misshapen.
+def load_whole(model_class: type[PreTrainedModel], folder: Path | str, **options: Any) -> Any:
+    """``model_class.from_pretrained``, refusing weights that are missing, left over or misshapen.
+
+    Args:
+        model_class: what to load.
+        folder: a local folder (``Path``: nothing is downloaded) or a hub id (``str``).
+        **options: of ``from_pretrained``.
 
     Raises:
         UserError: naming the first weights that do not fit, or the file that cannot be read.
     """
     try:
-        model, report = model_class.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
+        model, report = model_class.from_pretrained(
+            folder, local_files_only=isinstance(folder, Path), output_loading_info=True, **options
+        )
     except (OSError, SafetensorError, RuntimeError) as error:
         raise UserError(f"{folder}: its weights cannot be read ({_first_line(error)}); save the model again") from error
     for kind, rule in (

@@ -30,7 +30,12 @@ from longvid_train.models.llama_vid.loading import load_whole, read_model_type
 from longvid_train.models.llama_vid.modeling import LlamaVidForConditionalGeneration
 from longvid_train.models.llama_vid.text_decoder_bert import BertTextDecoder
 from longvid_train.models.llama_vid.text_decoder_qformer import QFormerTextDecoder
-from longvid_train.models.llama_vid.vision_tower import ClipVisionTower, EvaVisionTower, VisionTower
+from longvid_train.models.llama_vid.vision_tower import (
+    ClipVisionTower,
+    EvaVisionTower,
+    VisionTower,
+    resize_tower,
+)
 
 DESCRIPTION_FILE = "text_decoder.json"
 WEIGHTS_FILE = "text_decoder.safetensors"
@@ -60,7 +65,9 @@ def build_llama_vid(
         dtype: of the whole model.
         vision_select_layer: hidden state a CLIP tower gives.
         num_queries: of a fresh Q-Former; a pretrained one has its own number.
-        **config_fields: other fields of ``LlamaVidConfig`` (``use_content``, ``image_size``, ...).
+        **config_fields: other fields of ``LlamaVidConfig`` (``use_content``, ``image_size``, ...). Another
+            ``image_size`` than an EVA tower's own resizes its position embeddings in place; CLIP's are interpolated in
+            each forward.
 
     Returns:
         The model in eval mode.
@@ -68,8 +75,11 @@ def build_llama_vid(
     Raises:
         UserError: a folder that is not what it should be, or parts whose widths do not fit.
     """
-    tower = _tower(vision_tower, vision_select_layer)
-    language = _language_model(language_model)
+    tower, language = vision_tower, language_model
+    if isinstance(tower, str | Path):
+        tower = load_tower(Path(tower), vision_select_layer)
+    if isinstance(language, str | Path):
+        language = load_language_model(Path(language))
     decoder = _text_decoder(text_decoder, tower.config.hidden_size, num_queries)
     config = LlamaVidConfig(
         vision_config=tower.config,
@@ -80,6 +90,9 @@ def build_llama_vid(
         vision_select_layer=vision_select_layer,
         **config_fields,
     )
+    if isinstance(tower, EvaVisionTower) and config.image_size != tower.config.image_size:
+        resize_tower(tower, config.image_size)
+        config.vision_config.image_size = config.image_size
     # The skeleton holds no memory: a 7B model must not be initialised twice.
     with torch.device("meta"):
         model = LlamaVidForConditionalGeneration(config)
@@ -142,20 +155,26 @@ def fresh_text_decoder(
     raise UserError(f"text decoder is a '{config.model_type}'; use '{QFORMER_MODEL_TYPE}' or '{BERT_MODEL_TYPE}'")
 
 
-def _tower(source: str | Path | VisionTower, select_layer: int) -> VisionTower:
-    if isinstance(source, EvaVisionTower | ClipVisionTower):
-        return source
-    folder = Path(source)
+def load_tower(folder: Path, select_layer: int = -2) -> VisionTower:
+    """Load the tower in a folder of ``save_pretrained``, in eval mode; ``select_layer`` matters for CLIP only.
+
+    Raises:
+        UserError: another model, or weights that are missing, left over or misshapen.
+    """
     if read_model_type(folder, EVA_MODEL_TYPE, CLIP_MODEL_TYPE) == CLIP_MODEL_TYPE:
         return load_whole(ClipVisionTower, folder, select_layer=select_layer)
     return load_whole(EvaVisionTower, folder)
 
 
-def _language_model(source: str | Path | LlamaForCausalLM) -> LlamaForCausalLM:
-    if isinstance(source, LlamaForCausalLM):
-        return source
-    read_model_type(Path(source), LANGUAGE_MODEL_TYPE)
-    return load_whole(LlamaForCausalLM, Path(source))
+def load_language_model(source: Path | str) -> LlamaForCausalLM:
+    """Load a Llama from a local folder (``Path``) or a hub id (``str``), in eval mode and its own dtype.
+
+    Raises:
+        UserError: another model, or weights that are missing, left over or misshapen.
+    """
+    if isinstance(source, Path):
+        read_model_type(source, LANGUAGE_MODEL_TYPE)
+    return load_whole(LlamaForCausalLM, source)
 
 
 def _text_decoder(

@@ -11,7 +11,8 @@ from transformers import BertConfig, BertModel
 class BertTextDecoder(nn.Module):
     """A linear map of the vision tokens to BERT's width, and BERT with cross-attention in every layer.
 
-    As in the public code, this variant has no LayerNorm before the cross-attention; unlike it, padding never counts.
+    As in the public code, this variant sees the patches without CLS and has no LayerNorm before the cross-attention;
+    unlike it, padding never counts.
 
     Args:
         config: BERT's configuration with ``is_decoder`` and ``add_cross_attention``.
@@ -31,14 +32,14 @@ class BertTextDecoder(nn.Module):
         """Ask each frame its prompt.
 
         Args:
-            features: ``(n, 1 + P, C)``, CLS first.
+            features: ``(n, 1 + P, C)``, CLS first; it is not looked at.
             prompt_input_ids: ``(n, Lp)`` int64.
             prompt_attention_mask: ``(n, Lp)`` int64, 1 on real tokens.
 
         Returns:
             The ``(n, Lp, Q)`` outputs at the text positions, and the mask of those that are real.
         """
-        vision = self.vision_projector(features.to(self.vision_projector.weight.dtype))
+        vision = self.vision_projector(features[:, 1:].to(self.vision_projector.weight.dtype))
         states = self.bert(
             input_ids=prompt_input_ids,
             attention_mask=prompt_attention_mask,

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import interpolate
 from transformers import CLIPVisionConfig, CLIPVisionModel, InstructBlipVisionConfig, InstructBlipVisionModel
 
 from longvid_train.models.llama_vid.configuration import (
@@ -67,6 +68,36 @@ def build_vision_tower(config: LlamaVidConfig) -> VisionTower:
     if config.vision_config.model_type == CLIP_MODEL_TYPE:
         return ClipVisionTower(config.vision_config, config.vision_select_layer)
     return EvaVisionTower(config.vision_config)
+
+
+def resize_position_embedding(positions: torch.Tensor, side: int) -> torch.Tensor:
+    """Interpolate learned positions to ``side x side`` patches: bicubic in float32, as the public code does.
+
+    Args:
+        positions: ``(..., 1 + P, C)``, CLS first, ``P`` a square number.
+        side: patches along one side afterwards.
+
+    Returns:
+        ``(..., 1 + side ** 2, C)`` in the dtype of ``positions``; ``positions`` itself when the size is right already.
+    """
+    old = round((positions.shape[-2] - 1) ** 0.5)
+    if old == side:
+        return positions
+    width = positions.shape[-1]
+    square = positions[..., 1:, :].float().reshape(1, old, old, width).permute(0, 3, 1, 2)
+    resized = interpolate(square, size=(side, side), mode="bicubic", align_corners=False)
+    patches = resized.permute(0, 2, 3, 1).reshape(*positions.shape[:-2], side * side, width)
+    return torch.cat([positions[..., :1, :], patches.to(positions.dtype)], dim=-2)
+
+
+def resize_tower(tower: EvaVisionTower, image_size: int) -> None:
+    """Make pictures of ``image_size`` pixels a side the tower's own, by resizing its position embeddings in place."""
+    embeddings = tower.embeddings
+    positions = resize_position_embedding(embeddings.position_embedding.data, image_size // embeddings.patch_size)
+    embeddings.position_embedding = nn.Parameter(positions)
+    embeddings.image_size, embeddings.num_positions = image_size, positions.shape[1]
+    embeddings.num_patches = positions.shape[1] - 1
+    tower.config.image_size = image_size
 
 
 def encode_in_chunks(tower: VisionTower, pixel_values: torch.Tensor, chunk: int) -> torch.Tensor:

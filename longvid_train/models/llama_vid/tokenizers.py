@@ -1,0 +1,32 @@
+"""Tokenizers of the language model and the text decoder, from a local folder or (where asked for) a hub id."""
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from longvid_train.errors import UserError
+
+
+def load_tokenizer(source: str | Path, *, subfolder: str = "") -> PreTrainedTokenizerBase:
+    """Load a tokenizer; without a padding token it pads with its unknown token, as the public code does for Vicuna.
+
+    Args:
+        source: a folder, or a hub id (a ``str``).
+        subfolder: of ``source``.
+
+    Raises:
+        UserError: there is no tokenizer that transformers can read.
+    """
+    local = isinstance(source, Path)
+    if isinstance(source, Path) and not (source / subfolder).is_dir():
+        raise UserError(f"{source / subfolder} is not a folder; name the folder of a saved tokenizer")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, subfolder=subfolder, local_files_only=local)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{source}{'/' if subfolder else ''}{subfolder} holds no tokenizer that transformers can read; "
+            "name a saved one's folder"
+        ) from error
+    if tokenizer.pad_token is None and tokenizer.unk_token is not None:
+        tokenizer.pad_token = tokenizer.unk_token
+    return tokenizer
