@@ -9,19 +9,24 @@ from longvid_train.errors import UserError
 
 
 def run(subcommand: str, arguments: list[str]) -> int:
-    """Run one LightningCLI subcommand and return 0.
+    """Run one LightningCLI subcommand and return 0, or 143 after a SIGTERM.
 
     Raises:
         UserError: a mistake in a config, a flag, a manifest, a checkpoint or a video.
     """
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "jsonargparse"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     # Importing Lightning takes seconds: only the commands that train pay for it.
     import transformers
+    from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
     from longvid_train.training.cli import RunCLI
     from longvid_train.training.config_errors import one_line
+    from longvid_train.training.nan_guard import NonFiniteError
+    from longvid_train.training.notices import notice
+    from longvid_train.training.stop_signal import EXIT_STOPPED, StopRequestedError, how_to_continue
 
+    # After the imports: Lightning sets its loggers to INFO when it is imported.
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "jsonargparse"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -30,6 +35,13 @@ def run(subcommand: str, arguments: list[str]) -> int:
         raise UserError(_named(str(error), arguments) + one_line(str(error), subcommand)) from error
     except UserError as error:
         raise UserError(_without_worker_trace(str(error))) from error
+    except StopRequestedError as stop:
+        notice(how_to_continue(stop, ["longvid", subcommand, *arguments]))
+        return 0 if rank_zero_only.rank else EXIT_STOPPED
+    except NonFiniteError:
+        # All ranks raise it together: rank 0 reports it, and is not killed because another rank failed first.
+        if not rank_zero_only.rank:
+            raise
     except SystemExit as stop:
         if stop.code:
             raise

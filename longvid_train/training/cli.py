@@ -5,17 +5,27 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from longvid_train.errors import UserError
 from longvid_train.training.answers import AnswerAccuracy
+from longvid_train.training.boundary import StepBoundary
 from longvid_train.training.callbacks import ADAPTER_FOLDER, MODEL_FOLDER, ExportModel
+from longvid_train.training.checkpoint_io import AtomicCheckpointIO
+from longvid_train.training.finished_run import FinishedRun
+from longvid_train.training.last_checkpoint import check_whole, newest_whole
+from longvid_train.training.notices import notice
 from longvid_train.training.progress import LineProgress
 from longvid_train.training.record import RunRecord, process_command_line
+from longvid_train.training.run_checkpoint import RunCheckpoint
+from longvid_train.training.stop_signal import StopOnSigterm
+from longvid_train.training.throughput import Throughput
 from longvid_train.training.tracking import METRICS_FILE, WandbMode, build_loggers
 
 CHECKPOINT_FOLDER = "checkpoints"
+LAST = "last"
+"""Value of ``--ckpt_path`` that means the newest whole checkpoint of the run."""
 
 EXAMPLE = """
 Example: train the first stage of the nano LLaMA-VID, then continue it after an interruption
@@ -67,17 +77,18 @@ class RunCLI(LightningCLI):
             "--log_interval_s", type=float, default=10.0, help="seconds between lines of progress in a log"
         )
         parser.link_arguments("run_dir", "trainer.default_root_dir")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.save_on_exception": True})
         parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=_checkpoint_folder)
         parser.add_lightning_class_args(AnswerAccuracy, "answers")
         parser.link_arguments("model.init_args.model", "data.init_args.processor")
 
     def before_instantiate_classes(self) -> None:
-        """Check the run folder and the checkpoint before anything is built."""
+        """Check the run folder and the checkpoint before anything is built; ``last`` becomes the newest whole file."""
         settings = self.config[self._only]
         run_dir, checkpoint = Path(settings["run_dir"]), settings.get("ckpt_path")
-        check_checkpoint(run_dir, checkpoint)
+        if checkpoint:
+            settings["ckpt_path"] = str(find_checkpoint(run_dir, checkpoint))
         if self._only == "fit" and not checkpoint:
             check_fresh(run_dir)
 
@@ -104,13 +115,31 @@ class RunCLI(LightningCLI):
                 name=run_dir.name,
                 resumed=bool(settings.get("ckpt_path")),
             )
-        extra: list[Callback] = [ExportModel(run_dir)] if training else []
+        extra = _guards(run_dir) if training else []
         if not sys.stderr.isatty() and settings["trainer"]["enable_progress_bar"] is not False:
             extra.append(LineProgress(settings["log_interval_s"]))
-        # The export goes first: a failure of another callback must not cost the trained model.
-        chosen = self.config_init[self._only]["trainer"]["callbacks"] or []
-        kwargs["callbacks"] = [*extra, *(chosen if isinstance(chosen, list) else [chosen])]
+        kwargs["callbacks"] = [*extra, *_listed(self.config_init[self._only]["trainer"]["callbacks"])]
+        kwargs["plugins"] = [*_listed(self.config_init[self._only]["trainer"]["plugins"]), AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
+
+    def _parse_ckpt_path(self) -> None:
+        """Do not read the checkpoint for hyperparameters, as Lightning does: ours hold none and can be large."""
+
+
+def _guards(run_dir: Path) -> list[Callback]:
+    """Callbacks of every training run, in an order that matters.
+
+    The clock is read before the others take time. A stop comes before a new step begins; the boundary stands before
+    whatever may fail; the export comes before other ends of the run, whose failure must not cost the trained model.
+    """
+    return [Throughput(), StopOnSigterm(), StepBoundary(), ExportModel(run_dir), FinishedRun()]
+
+
+def _listed(value: Any) -> list[Any]:
+    """A config's list, single value or nothing as a list."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def check_fresh(run_dir: Path) -> None:
@@ -128,20 +157,24 @@ def check_fresh(run_dir: Path) -> None:
         )
 
 
-def check_checkpoint(run_dir: Path, checkpoint: str | None) -> None:
-    """Check that the checkpoint to load exists (Lightning would start from scratch when there is no ``last``).
+def find_checkpoint(run_dir: Path, checkpoint: str) -> Path:
+    """The whole checkpoint file to load: the one named, or for ``last`` the newest of the run.
 
     Raises:
-        UserError: it does not.
+        UserError: there is none (Lightning would start from scratch when there is no ``last``), or it is damaged.
     """
     folder = run_dir / CHECKPOINT_FOLDER
-    if checkpoint in ("last", "best"):
+    if checkpoint == LAST:
         if not list(folder.glob("*.ckpt")):
             raise UserError(
                 f"--ckpt_path {checkpoint}: {folder} holds no checkpoint; start the run without --ckpt_path"
             )
-    elif checkpoint and not Path(checkpoint).exists():
-        raise UserError(f"--ckpt_path {checkpoint}: no such file; name a .ckpt file or 'last'")
+        return newest_whole(folder, notice)
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise UserError(f"--ckpt_path {checkpoint}: no such file; name a .ckpt file or '{LAST}'")
+    check_whole(path)
+    return path
 
 
 def _checkpoint_folder(run_dir: str | None) -> str | None:
@@ -149,4 +182,4 @@ def _checkpoint_folder(run_dir: str | None) -> str | None:
     return None if run_dir is None else str(Path(run_dir) / CHECKPOINT_FOLDER)
 
 
-__all__ = ["METRICS_FILE", "RunCLI", "check_checkpoint", "check_fresh"]
+__all__ = ["METRICS_FILE", "RunCLI", "check_fresh", "find_checkpoint"]

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 
 from longvid_train.errors import nearest
 from longvid_train.training.answers import AnswerAccuracy
+from longvid_train.training.run_checkpoint import RunCheckpoint
 
 _NOISE = re.compile(r"^(Does not validate|Subtypes:|Errors:|- Expected a <class 'NoneType'>|Given value)")
 _CLASS_PATH = re.compile(r"class_path '([\w.]+)'")
@@ -70,7 +71,7 @@ def _hint(key: str, message: str) -> str:
     if first == "trainer":
         return nearest(rest, _parameters(pl.Trainer))
     if first == "checkpoint":
-        return nearest(rest, _parameters(pl.callbacks.ModelCheckpoint))
+        return nearest(rest, [*_parameters(pl.callbacks.ModelCheckpoint), *_parameters(RunCheckpoint)])
     if first == "answers":
         return nearest(rest, _parameters(AnswerAccuracy))
     return nearest(first, TOP_LEVEL)

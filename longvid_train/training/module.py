@@ -2,18 +2,15 @@
 
 import math
 import os
-import resource
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 
+from longvid_train.data.datamodule import ManifestDataModule
 from longvid_train.errors import UserError
 from longvid_train.models.fingerprint import fingerprint
 from longvid_train.models.llama_vid.loading import llama_vid_skeleton
@@ -27,14 +24,15 @@ from longvid_train.training.checkpoint import (
     restore_frozen,
     stretch_window,
 )
+from longvid_train.training.features import check_tower_frozen
+from longvid_train.training.gradients import gradient_norms
 from longvid_train.training.lora import LoraSettings, apply_lora, plan_lora
-from longvid_train.training.optimizer import OptimizerConfig, build_adamw, cosine_schedule
+from longvid_train.training.nan_guard import MicroBatch, check_finite_step
+from longvid_train.training.notices import notice
+from longvid_train.training.optimizer import OptimizerConfig, build_adamw, cosine_schedule, follow_config
+from longvid_train.training.randomness import seed_micro_batch
 from longvid_train.training.stages import Stage, apply_stage, frozen_modules, recompute_frozen_layers
 from longvid_train.types import Batch
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss or the gradient of a step is not a finite number; the message has the sample ids."""
 
 
 class LlamaVidTraining(pl.LightningModule):
@@ -107,6 +105,9 @@ class LlamaVidTraining(pl.LightningModule):
         else:
             self.lora_shape = plan_lora(skeleton, self.stage, self.lora)
         if self._fitting:
+            data = self.trainer.datamodule
+            if isinstance(data, ManifestDataModule) and data.uses_features:
+                check_tower_frozen(skeleton, self.lora_shape.target_modules if self.lora_shape else ())
             check_strategy(self.trainer.strategy)
             batches = len(self.trainer.datamodule.train_dataloader())
             limit = self.trainer.limit_train_batches
@@ -170,27 +171,28 @@ class LlamaVidTraining(pl.LightningModule):
         self.train()
 
     def on_train_start(self) -> None:
-        """Stretch the window. Callbacks come first: the answers "before" are those of the checkpoint as it came."""
+        """Stretch the window and let the optimiser of a continued run follow this run's config.
+
+        Callbacks come first: the answers "before" are those of the checkpoint as it came.
+        """
         if self.rope_scaling != 1:
             stretch_window(self.model, self.rope_scaling)
+        for change in follow_config(
+            self.optimizers(use_pl_optimizer=False), self.lr_schedulers(), self.optimizer_config
+        ):
+            notice(change)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Make the step's random numbers a function of seed, rank and micro-batch, and keep frozen modules in eval
         mode."""
         self._hold_frozen_in_eval()
-        micro_batch = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        torch.manual_seed(_mix(self._seed, self.global_rank, micro_batch))
+        seed_micro_batch(self._seed, self.global_rank, self.trainer.fit_loop.epoch_loop.total_batch_idx)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Return the loss SUMMED over the micro-batch's supervised tokens; ``on_before_optimizer_step`` divides the
         gradient."""
         loss, tokens = self._summed_loss(batch)
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(
-                f"loss is {float(loss.detach())} at step {self.global_step} for samples "
-                f"{', '.join(batch['sample_ids'])}; lower the learning rate or look at these samples"
-            )
-        self._window.add(batch, float(loss.detach()), tokens)
+        self._window.add(batch, self.global_rank, float(loss.detach()), tokens)
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -199,33 +201,31 @@ class LlamaVidTraining(pl.LightningModule):
 
         Lightning divided each micro-batch's loss by ``accumulate_grad_batches`` and DDP averaged over ranks: both are
         undone.
+
+        Raises:
+            UserError: the step has no supervised token.
+            NonFiniteError: the loss or the gradient is not finite; on every rank.
         """
         totals = self.trainer.strategy.reduce(self._window.totals(self.device), reduce_op="sum")
-        loss_sum, supervised, tokens, frames = (float(value) for value in totals)
+        loss_sum, supervised = (float(value) for value in totals)
         if supervised == 0:
             raise UserError(
-                f"no supervised token in samples {', '.join(self._window.sample_ids)}; every sample needs an answer"
+                f"no supervised token in samples {', '.join(self._window.sample_ids())}; every sample needs an answer"
             )
         scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / supervised
         gradients = [value.grad for value in self.parameters() if value.grad is not None]
         for gradient in gradients:
             gradient.mul_(scale)
-        norm = float(torch.nn.utils.get_total_norm(gradients))
-        if not math.isfinite(norm):
-            raise NonFiniteLossError(
-                f"gradient norm is {norm} at step {self.global_step} for samples {', '.join(self._window.sample_ids)}; "
-                "lower the learning rate or look at these samples"
-            )
-        elapsed_s = self._window.elapsed_s()
+        norms = gradient_norms(self.model)
+        norm = math.hypot(*norms.values())
+        check_finite_step(self.trainer, self._window.micro_batches, loss_sum=loss_sum, gradient_norm=norm)
         self.log("train/loss", loss_sum / supervised, prog_bar=True, batch_size=1)
         self.log_dict(
             {
                 "train/lr": optimizer.param_groups[0]["lr"],
                 "train/grad_norm": norm,
+                **{f"train/grad_norm/{part}": value for part, value in norms.items()},
                 "train/supervised_tokens": supervised,
-                "train/tokens_per_s": tokens / elapsed_s,
-                "train/frames_per_s": frames / elapsed_s,
-                "train/peak_bytes": float(peak_bytes(self.device)),
             },
             batch_size=1,
         )
@@ -313,36 +313,15 @@ class _StepWindow:
     def __init__(self) -> None:
         self.loss_sum = 0.0
         self.supervised = 0
-        self.tokens = 0
-        self.frames = 0
-        self.sample_ids: list[str] = []
-        self._started_s = time.perf_counter()
+        self.micro_batches: list[MicroBatch] = []
 
-    def add(self, batch: Batch, loss_sum: float, supervised: int) -> None:
+    def add(self, batch: Batch, rank: int, loss_sum: float, supervised: int) -> None:
         self.loss_sum += loss_sum
         self.supervised += supervised
-        self.tokens += int(batch["text"]["attention_mask"].sum())
-        visual = batch["visual"]
-        self.frames += len(visual["pixel_values"]) if visual is not None and "pixel_values" in visual else 0
-        self.sample_ids += batch["sample_ids"]
+        self.micro_batches.append(MicroBatch(rank=rank, loss_sum=loss_sum, sample_ids=batch["sample_ids"]))
+
+    def sample_ids(self) -> list[str]:
+        return [sample_id for one in self.micro_batches for sample_id in one.sample_ids]
 
     def totals(self, device: torch.device) -> torch.Tensor:
-        return torch.tensor(
-            [self.loss_sum, self.supervised, self.tokens, self.frames], dtype=torch.float64, device=device
-        )
-
-    def elapsed_s(self) -> float:
-        return max(time.perf_counter() - self._started_s, 1e-9)
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Peak memory of this process so far: allocated on ``device`` if it is CUDA, else the resident set."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _mix(seed: int, rank: int, micro_batch: int) -> int:
-    """One 63-bit seed from three counters (numpy's SeedSequence, so that neighbours are unrelated)."""
-    return int(np.random.SeedSequence([seed, rank, micro_batch]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+        return torch.tensor([self.loss_sum, self.supervised], dtype=torch.float64, device=device)

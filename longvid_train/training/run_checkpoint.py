@@ -7,6 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.trainer.states import TrainerFn
 
 from longvid_train.errors import UserError
 from longvid_train.training.boundary import find_boundary
@@ -86,7 +87,9 @@ class RunCheckpoint(ModelCheckpoint):
         checkpoint[ORIGIN_KEY] = {"start": self._start}
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save the state of the last optimiser step, where there is one to trust."""
+        """Save the state of the last optimiser step, where there is one to trust (validate and predict have none)."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
         agreed = trainer.world_size == 1 or isinstance(exception, StopRequestedError)
         if agreed and not isinstance(exception, (CheckpointWriteError, NonFiniteError)):
             self._save_boundary(trainer)

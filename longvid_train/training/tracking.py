@@ -69,7 +69,7 @@ class MetricsFile(Logger):
     def _start(self, first_step: int) -> None:
         kept = ""
         if self._resumed and self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
+            lines = _whole_lines(self.path.read_text(encoding="utf-8"))
             kept = "".join(line + "\n" for line in lines if json.loads(line)["step"] < first_step)
         write_text(self.path, kept)
         self._started = True
@@ -78,7 +78,12 @@ class MetricsFile(Logger):
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's ``metrics.jsonl`` in order."""
     text = (run_dir / METRICS_FILE).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in _whole_lines(text)]
+
+
+def _whole_lines(text: str) -> list[str]:
+    """Lines that end: a process that is killed can leave the start of one behind."""
+    return text.split("\n")[:-1]
 
 
 def build_loggers(run_dir: str, *, wandb: WandbMode, project: str, name: str, resumed: bool) -> list[Logger]:

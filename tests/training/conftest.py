@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,14 +151,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(folder)
 
 
-@pytest.fixture
-def fit_config(tiny_model_folder: Path, world: World, tmp_path: Path) -> Callable[..., Path]:
-    """Write a complete config of a tiny run to ``tmp_path`` and return its path; keywords replace dotted keys."""
+@pytest.fixture(scope="session")
+def fit_config_in(tiny_model_folder: Path, world: World) -> Callable[..., Path]:
+    """Write a complete config of a tiny run to a folder and return its path; keywords replace dotted keys."""
 
-    def write(**changes: Any) -> Path:
+    def write(folder: Path, **changes: Any) -> Path:
         config: dict[str, Any] = {
             "seed_everything": 7,
-            "run_dir": str(tmp_path / "run"),
+            "run_dir": str(folder / "run"),
             "wandb": "off",
             "model": {
                 "class_path": "longvid_train.training.module.LlamaVidTraining",
@@ -193,8 +194,14 @@ def fit_config(tiny_model_folder: Path, world: World, tmp_path: Path) -> Callabl
             for part in path:
                 target = target[part]
             target[last] = value
-        file = tmp_path / "config.yaml"
+        file = folder / "config.yaml"
         file.write_text(json.dumps(config))
         return file
 
     return write
+
+
+@pytest.fixture
+def fit_config(fit_config_in: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """``fit_config_in`` the test's own folder."""
+    return partial(fit_config_in, tmp_path)

@@ -105,7 +105,7 @@ def test_resuming_repeats_the_uninterrupted_run_bit_for_bit(fit_config: FitConfi
     assert len(expected) == 12
     for done in (3, 6, 9):
         run = tmp_path / f"from{done}"
-        (checkpoint,) = (whole / "checkpoints").glob(f"*step={done}.ckpt")
+        (checkpoint,) = (whole / "checkpoints").glob(f"epoch*-step={done}.ckpt")
         assert fit(config, "--run_dir", str(run), "--trainer.max_epochs", "2", "--ckpt_path", str(checkpoint)) == 0
         assert [[line[name] for name in names] for line in steps(run)] == expected[done:]
         assert not (run / "answers_before.jsonl").exists()

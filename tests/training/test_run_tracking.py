@@ -9,7 +9,7 @@ import pytest
 from longvid_train.errors import UserError
 from longvid_train.training.answers import AnswerRecord, frames_per_row, mean_scores
 from longvid_train.training.checkpoint import save_folder
-from longvid_train.training.cli import check_checkpoint, check_fresh
+from longvid_train.training.cli import check_fresh, find_checkpoint
 from longvid_train.training.record import manifest_hashes
 from longvid_train.training.tracking import MetricsFile, build_loggers, read_metrics
 
@@ -70,12 +70,11 @@ def test_export_is_all_or_nothing(tmp_path: Path) -> None:
 def test_a_run_is_never_overwritten_and_last_must_exist(tmp_path: Path) -> None:
     check_fresh(tmp_path / "new")
     with pytest.raises(UserError, match="holds no checkpoint"):
-        check_checkpoint(tmp_path, "last")
+        find_checkpoint(tmp_path, "last")
     with pytest.raises(UserError, match="no such file"):
-        check_checkpoint(tmp_path, str(tmp_path / "x.ckpt"))
+        find_checkpoint(tmp_path, str(tmp_path / "x.ckpt"))
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"")
-    check_checkpoint(tmp_path, "last")
+    (tmp_path / "checkpoints" / "last-step=3.ckpt").write_bytes(b"")
     with pytest.raises(UserError, match="continue it with --ckpt_path last"):
         check_fresh(tmp_path)
 

@@ -1,0 +1,251 @@
+"""Kill training runs at random moments, continue them, and prove that they became the uninterrupted run.
+
+  python scripts/survival_matrix.py --out /tmp/survival --kills 2 --page docs/survival.md
+
+Each cell (stage, packing, workers, accumulation) trains a few steps of a nano LLaMA-VID once in one go and once with
+SIGKILLs, each at a random moment behind a random micro-batch: in a forward pass, an optimiser step or the writing of a
+checkpoint. After each kill the run is continued with ``--ckpt_path last``. A cell passes if, for every micro-batch of
+every start, the sample ids, the batch, Python's, numpy's and torch's generators, the parameters, the optimiser and the
+schedule have the SHA-256 sums of the run in one go, and the exported weights are equal to the bit.
+
+Runs are processes of their own that call the entry of ``longvid``; a fork server has imported the libraries for them.
+"""
+
+import argparse
+import contextlib
+import filecmp
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from longvid_train import cli
+from longvid_train.training.trace import differences, read_trace
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = {
+    "1 alignment": ["context_attention", "content_projector"],
+    "2 instruction": ["*", "!vision_tower"],
+    "3 long video": ["language_model", "content_projector"],
+}
+ROPE_SCALING = {"3 long video": 2.0}
+LIMIT_S = 600.0
+HEADING = "Pass matrix of `scripts/survival_matrix.py`"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of the matrix."""
+
+    stage: str
+    packing: bool
+    workers: int
+    accumulation: int
+
+    @property
+    def name(self) -> str:
+        packed = "packed" if self.packing else "padded"
+        return f"stage{self.stage[0]}_{packed}_workers{self.workers}_accumulation{self.accumulation}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a cell: micro-batches compared (repeated ones too), starts, and where runs differed."""
+
+    cell: Cell
+    killed_after: list[int]
+    compared: int
+    problems: list[str]
+
+
+def all_cells() -> list[Cell]:
+    return [Cell(*values) for values in itertools.product(STAGES, (False, True), (0, 2), (1, 3))]
+
+
+def prepare(out: Path) -> None:
+    """Render a small world of videos, images and texts and assemble the model."""
+    if not (out / "world" / "train" / "manifest.jsonl").exists():
+        kinds = ["--split", "train=8", "--images", "train=6", "--texts", "train=4"]
+        size = ["--duration", "2-4", "--fps", "2", "--size", "84", "--questions-per-episode", "1"]
+        run_here(["world", "--out", str(out / "world"), *kinds, *size])
+    if not (out / "start").exists():
+        run_here(["init", "--out", str(out / "start")])
+
+
+def run_here(words: list[str]) -> None:
+    if status := cli.main(words):
+        raise SystemExit(status)
+
+
+def write_config(cell: Cell, out: Path, steps: int) -> Path:
+    """A run of ``steps`` optimiser steps over more than one epoch, with a checkpoint every other step."""
+    module: dict[str, Any] = {
+        "model": str(out / "start"),
+        "stage": {"name": cell.stage, "trainable": STAGES[cell.stage]},
+        "optimizer": {"lr": 1e-3, "weight_decay": 0.1},
+        "rope_scaling": ROPE_SCALING.get(cell.stage, 1.0),
+        "torch_threads": 1,
+    }
+    sampling = {"class_path": "longvid_train.video.UniformFrames", "init_args": {"count": 2}}
+    data = {
+        "train": str(out / "world" / "train" / "manifest.jsonl"),
+        "media": {"sampling": sampling},
+        "loading": {"batch_size": 2, "num_workers": cell.workers, "packing": cell.packing},
+    }
+    config = {
+        "seed_everything": 1,
+        "wandb": "off",
+        "model": {"class_path": "longvid_train.training.module.LlamaVidTraining", "init_args": module},
+        "data": {"class_path": "longvid_train.data.datamodule.ManifestDataModule", "init_args": data},
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_steps": steps,
+            "accumulate_grad_batches": cell.accumulation,
+            "log_every_n_steps": 1,
+            "enable_model_summary": False,
+        },
+        "checkpoint": {"every_n_train_steps": 2},
+    }
+    path = out / cell.name / "config.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
+
+
+def child(words: list[str], log: str) -> None:
+    """Be ``longvid`` in a process group of its own, with stderr in a file."""
+    os.setsid()
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, sys.stderr.fileno())
+    sys.argv = ["longvid", *words]
+    sys.exit(cli.main(words))
+
+
+def start(config: Path, run: Path, *more: str) -> Any:
+    trace = ["--trainer.callbacks+=longvid_train.training.trace.StateTrace"]
+    trace.append(f"--trainer.callbacks.path={run.with_suffix('.jsonl')}")
+    words = ["fit", "--config", str(config), "--run_dir", str(run), *trace, *more]
+    process = multiprocessing.get_context("forkserver").Process(target=child, args=(words, f"{run}.log"))
+    process.start()
+    return process
+
+
+def run_whole(config: Path, run: Path, *more: str) -> None:
+    process = start(config, run, *more)
+    process.join(LIMIT_S)
+    if process.exitcode != 0:
+        kill(process)
+        raise SystemExit(f"{run} ended with {process.exitcode}; see {run}.log")
+
+
+def kill(process: Any) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+
+
+def run_until(config: Path, run: Path, lines: int, delay_s: float, *more: str) -> bool:
+    """Start a run and SIGKILL it ``delay_s`` after its trace has ``lines`` lines; False if it ended before."""
+    process = start(config, run, *more)
+    deadline = time.monotonic() + LIMIT_S
+    while process.is_alive() and len(read_trace(run.with_suffix(".jsonl"))) < lines:
+        if time.monotonic() > deadline:
+            kill(process)
+            raise SystemExit(f"{run} did not reach {lines} micro-batches in {LIMIT_S:.0f} s; see {run}.log")
+        time.sleep(0.005)
+    time.sleep(delay_s)
+    alive = bool(process.is_alive())
+    kill(process)
+    return alive
+
+
+def try_cell(cell: Cell, out: Path, steps: int, kills: int, draws: random.Random) -> Result:
+    config = write_config(cell, out, steps)
+    folder = config.parent
+    whole, killed = folder / "whole", folder / "killed"
+    for run in (whole, killed):
+        shutil.rmtree(run, ignore_errors=True)
+        run.with_suffix(".jsonl").unlink(missing_ok=True)
+    run_whole(config, whole)
+    expected = read_trace(whole.with_suffix(".jsonl"))
+    step_s = 0.3
+    moments: list[int] = []
+    for _ in range(kills):
+        done = len(read_trace(killed.with_suffix(".jsonl")))
+        behind = done + draws.randint(1, max(1, len(expected) // (kills + 1)))
+        if run_until(config, killed, behind, draws.uniform(0, step_s), *resume(killed)):
+            moments.append(len(read_trace(killed.with_suffix(".jsonl"))))
+    run_whole(config, killed, *resume(killed))
+    trace = read_trace(killed.with_suffix(".jsonl"))
+    problems = differences(expected, trace)
+    if len(moments) < kills:
+        problems.append(f"only {len(moments)} of {kills} kills met a running process")
+    exports = [run / "model" / "model.safetensors" for run in (whole, killed)]
+    if not filecmp.cmp(*exports, shallow=False):
+        problems.append("the exported weights differ")
+    return Result(cell, moments, len(trace), problems)
+
+
+def resume(run: Path) -> list[str]:
+    return ["--ckpt_path", "last"] if any((run / "checkpoints").glob("*.ckpt")) else []
+
+
+def table(results: list[Result], steps: int, kills: int) -> str:
+    lines = [
+        "| stage | batches | workers | accumulation | killed behind line | micro-batches compared | same bits |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        cell, moments = result.cell, ", ".join(map(str, result.killed_after))
+        verdict = "yes" if not result.problems else f"**no**: {result.problems[0]}"
+        packed = "packed" if cell.packing else "padded"
+        setting = f"{cell.stage} | {packed} | {cell.workers} | {cell.accumulation}"
+        lines.append(f"| {setting} | {moments} | {result.compared} | {verdict} |")
+    passed = sum(not result.problems for result in results)
+    return f"{HEADING}: {passed} of {len(results)} cells pass ({steps} steps, {kills} kills each).\n\n" + "\n".join(
+        lines
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--steps", type=int, default=8, help="optimiser steps of a run")
+    parser.add_argument("--kills", type=int, default=2, help="kills of each run")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    parser.add_argument("--cells", default="", help="names of cells, comma-separated; all by default")
+    parser.add_argument("--page", type=Path, help="write the table to this file too")
+    given = parser.parse_args()
+    chosen = [cell for cell in all_cells() if not given.cells or cell.name in given.cells.split(",")]
+    if not chosen:
+        parser.error(f"--cells {given.cells}: the cells are {', '.join(cell.name for cell in all_cells())}")
+    given.out.mkdir(parents=True, exist_ok=True)
+    multiprocessing.get_context("forkserver").set_forkserver_preload(
+        ["longvid_train.training.cli", "longvid_train.training.module", "longvid_train.data.datamodule"]
+    )
+    prepare(given.out)
+    results = []
+    for cell in chosen:
+        result = try_cell(cell, given.out, given.steps, given.kills, random.Random(f"{given.seed}:{cell.name}"))
+        results.append(result)
+        print(json.dumps(asdict(result)), file=sys.stderr, flush=True)
+    text = table(results, given.steps, given.kills)
+    print(text)
+    if given.page:
+        given.page.write_text(f"# Survival\n\n{text}\n", encoding="utf-8")
+    return int(any(result.problems for result in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
