@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 
@@ -115,6 +116,7 @@ class ManifestDataModule(pl.LightningDataModule):
         self._features: FeatureSource | None = None
         self._datasets: dict[str, ManifestDataset] = {}
         self._table: RowTable | None = None
+        self._resumed: dict[str, Any] | None = None
 
     @property
     def processor(self) -> MultimodalProcessor:
@@ -163,9 +165,29 @@ class ManifestDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> ManifestLoader:
         """Shuffled batches, the same number on every rank."""
         dataset = self._dataset("train")
-        return self._loader(
-            dataset, self._train_order(dataset), BatchCollator(self.processor, packed=self._loading.packing)
-        )
+        collator = BatchCollator(self.processor, packed=self._loading.packing)
+        loader = self._loader(dataset, self._train_order(dataset), collator)
+        if self._resumed is not None:
+            loader.load_state_dict(self._resumed)
+        return loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the training loader stands.
+
+        Lightning saves that of the loader too, but does not restore it when ``estimated_stepping_batches`` was read
+        before (Lightning issue 20550): the loader then exists already. This state is known before any loader is made.
+        """
+        loader = None if self.trainer is None else self.trainer.train_dataloader
+        return {"train": loader.state_dict()} if isinstance(loader, ManifestLoader) else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Give the next training loader the state it was saved with; it refuses another order."""
+        self._resumed = state_dict["train"]
+
+    def teardown(self, stage: str) -> None:
+        """Forget where a resumed run started."""
+        if stage == "fit":
+            self._resumed = None
 
     def row_table(self) -> RowTable:
         """What every training row costs, after the token budget; measured at first use.

@@ -112,6 +112,36 @@ def test_resume_gives_exactly_the_remaining_batches(
     assert crashed.seen + resumed.seen == whole.seen
 
 
+class StepReader(Recorder):
+    """Reads ``estimated_stepping_batches`` where a schedule would: Lightning then makes the loader before it knows a
+    checkpoint's loader state, and never restores that state (Lightning issue 20550)."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        assert self.trainer.estimated_stepping_batches == 15
+        return super().configure_optimizers()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_reading_the_number_of_steps_first_does_not_lose_the_place(
+    make_module: Any, tmp_path: Path, workers: int
+) -> None:
+    whole = Recorder()
+    trainer(tmp_path, enable_checkpointing=False).fit(whole, datamodule=make_module(text_rows(9)))
+    crashed = StepReader(8)
+    with pytest.raises(RuntimeError, match="power cut"):
+        trainer(tmp_path, callbacks=[checkpoint_every_step(tmp_path)]).fit(
+            crashed, datamodule=make_module(text_rows(9))
+        )
+    resumed, module = StepReader(), make_module(text_rows(9), loading={"num_workers": workers})
+    trainer(tmp_path, enable_checkpointing=False).fit(
+        resumed, datamodule=module, ckpt_path=tmp_path / "step=8.ckpt", weights_only=False
+    )
+    assert crashed.seen + resumed.seen == whole.seen
+    again = Recorder()
+    trainer(tmp_path, enable_checkpointing=False).fit(again, datamodule=module)
+    assert again.seen == whole.seen, "a fresh run with the same data module starts at the first batch"
+
+
 def loader_of(module: ManifestDataModule, **changes: Any) -> ManifestLoader:
     dataset = module.dataset("train")
     options: dict[str, Any] = {"seed": 1, "shuffle": True, "batch_size": 2, **changes}
