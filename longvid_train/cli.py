@@ -106,6 +106,7 @@ def _dispatch(words: list[str]) -> int:
     parser = _Parser(
         prog=f"longvid {name}",
         description=module.__doc__,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)

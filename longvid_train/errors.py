@@ -9,8 +9,12 @@ class UserError(ValueError):
 
 
 def nearest(wrong: str, valid: "list[str] | tuple[str, ...]") -> str:
-    """Return ``"; did you mean 'x'?"`` for the valid name closest to ``wrong``, or an empty string if none is close."""
+    """Return ``"; did you mean 'x'?"`` for the valid name closest to ``wrong``, or an empty string if none is close.
+
+    The shortest name that ``wrong`` abbreviates is the closest.
+    """
     import difflib
 
-    close = difflib.get_close_matches(wrong, valid, n=1, cutoff=0.5)
+    longer = sorted((name for name in valid if wrong and name.startswith(wrong)), key=len)
+    close = longer or difflib.get_close_matches(wrong, valid, n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""

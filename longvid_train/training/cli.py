@@ -13,6 +13,7 @@ from longvid_train.training.answers import AnswerAccuracy
 from longvid_train.training.boundary import StepBoundary
 from longvid_train.training.callbacks import ADAPTER_FOLDER, MODEL_FOLDER, ExportModel
 from longvid_train.training.checkpoint_io import AtomicCheckpointIO
+from longvid_train.training.exact_parser import ExactParser
 from longvid_train.training.finished_run import FinishedRun
 from longvid_train.training.last_checkpoint import check_whole, newest_whole
 from longvid_train.training.notices import notice
@@ -56,6 +57,7 @@ class RunCLI(LightningCLI):
             seed_everything_default=1,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
+            parser_class=ExactParser,
             parser_kwargs={"exit_on_error": False, "prog": "longvid", subcommand: parsers},
             args=[subcommand, *arguments],
         )

@@ -30,6 +30,7 @@ def line_of(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
             "--redaer pyav; did you mean '--reader'?",
         ),
         (["frames", "a.mp4", "--frames", "1", "--fps", "1", "--out", "o"], "not allowed with argument --frames"),
+        (["frames", "a.mp4", "--frames", "1", "--out", "o", "--short", "9"], "did you mean '--shortest-edge'?"),
         (["world"], "the following arguments are required: --out ('longvid world --help' lists the arguments)"),
         (["report", "--out", "a.html"], "the following arguments are required: RUN"),
         (["ask"], "the following arguments are required: VIDEO_OR_IMAGE"),
