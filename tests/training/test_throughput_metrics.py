@@ -183,6 +183,8 @@ def test_a_run_s_steps_have_exact_times_rates_and_flops(
         parts = [line[f"train/grad_norm/{part}"] for part in PARTS if part != "vision_tower"]
         assert line["train/grad_norm"] == pytest.approx(sum(norm**2 for norm in parts) ** 0.5)
         assert "train/grad_norm/vision_tower" not in line
+    answered = sorted(path.name for path in (tmp_path / "run").glob("answers_step_*.jsonl"))
+    assert answered == ["answers_step_1.jsonl", "answers_step_2.jsonl", "answers_step_3.jsonl"]
     start = json.loads((tmp_path / "run" / "run.json").read_text())["starts"][0]
     assert (start["peak_flops_per_s"], start["peak_source"]) == (1e6, "a test")
 
