@@ -39,7 +39,7 @@ def read_age(path: Path) -> CheckpointAge | None:
     try:
         content: dict[str, Any] = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
         return CheckpointAge(int(content.get(ORIGIN_KEY, {}).get("start", 0)), int(content["global_step"]), path)
-    except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError):
+    except (RuntimeError, OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, pickle.UnpicklingError):
         return None
 
 
@@ -76,8 +76,13 @@ def check_whole(path: Path) -> None:
     """Check a checkpoint that was named explicitly.
 
     Raises:
-        UserError: it is damaged.
+        UserError: it is damaged, or another kind of file (nothing in it is run to find out).
     """
     problem = damage(path)
     if problem is not None:
         raise UserError(f"--ckpt_path {path}: the file is damaged ({problem}); use --ckpt_path last or an earlier file")
+    if read_age(path) is None:
+        raise UserError(
+            f"--ckpt_path {path}: not a checkpoint of longvid fit; name a .ckpt file of RUN/checkpoints, or give "
+            "weights as model.init_args.model"
+        )
