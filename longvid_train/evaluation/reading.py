@@ -32,6 +32,7 @@ class Start:
         manifest_sha256: SHA-256 of each manifest by its name in the config.
         versions: versions of Python and of the packages that decide a result.
         hardware: platform, core and thread counts, CUDA devices.
+        duration_s: seconds to the end of the run, export and answers included; None if this start did not reach it.
     """
 
     started_at: datetime
@@ -41,6 +42,7 @@ class Start:
     manifest_sha256: Mapping[str, str]
     versions: Mapping[str, str]
     hardware: Mapping[str, Any]
+    duration_s: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,6 @@ class Run:
         steps: every logged optimiser step in order.
         before: held-out answers before the first step.
         after: held-out answers after the last step, of the same questions in the same order.
-        finished_at: when the last answers were written.
     """
 
     folder: Path
@@ -79,13 +80,11 @@ class Run:
     steps: tuple[Step, ...]
     before: tuple[Answer, ...]
     after: tuple[Answer, ...]
-    finished_at: datetime
 
     @property
     def wall_s(self) -> float | None:
-        """Seconds from the last start to the last answer; None if the file times contradict that order (a copy)."""
-        seconds = (self.finished_at - self.starts[-1].started_at).total_seconds()
-        return seconds if seconds >= 0 else None
+        """Seconds of the last start, from its set-up to the end of the run; None if the run record has no end."""
+        return self.starts[-1].duration_s
 
 
 def read_run(folder: Path) -> Run:
@@ -100,7 +99,6 @@ def read_run(folder: Path) -> Run:
     config = _read_config(folder / CONFIG_FILE)
     starts = _read_starts(folder / RECORD_FILE)
     before, after = _read_both_answers(folder)
-    finished_at = datetime.fromtimestamp((folder / ANSWERS_AFTER_FILE).stat().st_mtime, UTC)
     return Run(
         folder=folder,
         stage=str(config_value(config, "model.init_args.stage.name", folder / CONFIG_FILE)),
@@ -110,7 +108,6 @@ def read_run(folder: Path) -> Run:
         steps=_read_steps(folder / METRICS_FILE),
         before=before,
         after=after,
-        finished_at=finished_at,
     )
 
 
@@ -236,6 +233,7 @@ def _start(row: dict[str, Any], where: str) -> Start:
         manifest_sha256=field(row, "manifest_sha256", dict, where),
         versions=field(row, "versions", dict, where),
         hardware=field(row, "hardware", dict, where),
+        duration_s=None if "duration_s" not in row else float(field(row, "duration_s", (int, float), where)),
     )
 
 

@@ -59,7 +59,7 @@ class StageSummary:
         tokens_per_s: median over the training steps.
         frames_per_s: median over the training steps.
         peak_bytes: largest memory of the training process.
-        wall_s: seconds from the last start to the last answer; None if not known.
+        wall_s: seconds of the last start, export and answers included; None if not known.
         starts: how often the run was started or resumed.
     """
 

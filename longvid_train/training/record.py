@@ -6,6 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -19,19 +20,33 @@ from longvid_train.files import sha256_file, write_json, write_text
 
 RECORD_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
-_PACKAGES = ("longvid-train", "torch", "transformers", "pytorch-lightning", "av", "decord", "wandb")
+_PACKAGES = (
+    "longvid-train",
+    "torch",
+    "transformers",
+    "pytorch-lightning",
+    "jsonargparse",
+    "peft",
+    "numpy",
+    "av",
+    "decord",
+    "wandb",
+)
 
 
 class RunRecord(SaveConfigCallback):
     """Write ``config.yaml`` (resolved, usable with ``--config`` again) and append this start to ``run.json`` in the run
     folder.
 
-    ``run.json`` is ``{"starts": [...]}``: a resumed run adds a start and keeps the earlier ones.
+    ``run.json`` is ``{"starts": [...]}``: a resumed run adds a start and keeps the earlier ones. A start that reached
+    its last step, answers and export included, has ``finished_at`` and ``duration_s``. ``config.yaml`` names no
+    checkpoint to continue from, also after a resumption: it is the whole run.
     """
 
     def __init__(self, *args: Any, command_line: list[str], **kwargs: Any) -> None:
         super().__init__(*args, save_to_log_dir=False, **kwargs)
         self.command_line = command_line
+        self._started_s = 0.0
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write both files (Lightning calls this on rank 0 only). Only ``fit`` writes: the others leave the record
@@ -39,12 +54,16 @@ class RunRecord(SaveConfigCallback):
         if stage != "fit":
             return
         run_dir = Path(trainer.default_root_dir)
-        write_text(run_dir / CONFIG_FILE, self.parser.dump(self.config, skip_none=False, skip_link_targets=True))
+        self._started_s = time.monotonic()
+        whole = self.config.clone()
+        whole["ckpt_path"] = None
+        write_text(run_dir / CONFIG_FILE, self.parser.dump(whole, skip_none=False, skip_link_targets=True))
         starts = json.loads((run_dir / RECORD_FILE).read_text())["starts"] if (run_dir / RECORD_FILE).exists() else []
         settings = self.config.as_dict()
         start = {
-            "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "started_at": _now(),
             "command": shlex.join(self.command_line),
+            "working_folder": str(Path.cwd()),
             "seed": settings.get("seed_everything"),
             "git_commit": git_commit(Path.cwd()),
             "manifest_sha256": manifest_hashes(settings),
@@ -53,6 +72,12 @@ class RunRecord(SaveConfigCallback):
             "world_size": trainer.world_size,
         }
         write_json(run_dir / RECORD_FILE, {"starts": [*starts, start]})
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note when the run ended. Lightning calls it behind the export and the answers, and not after a failure."""
+        if trainer.is_global_zero:
+            duration_s = round(time.monotonic() - self._started_s, 3)
+            add_to_last_start(Path(trainer.default_root_dir), {"finished_at": _now(), "duration_s": duration_s})
 
 
 def add_to_last_start(run_dir: Path, facts: dict[str, Any]) -> None:
@@ -104,6 +129,10 @@ def hardware() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "cuda_devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
     }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def process_command_line() -> list[str]:
