@@ -1,6 +1,6 @@
 """Kill training runs at random moments, continue them, and prove that they became the uninterrupted run.
 
-  python scripts/survival_matrix.py --out /tmp/survival --kills 2 --page docs/survival.md
+  python scripts/survival_matrix.py --out /tmp/survival
 
 Each cell (stage, packing, workers, accumulation) trains a few steps of a nano LLaMA-VID once in one go and once with
 SIGKILLs, each at a random moment behind a random micro-batch: in a forward pass, an optimiser step or the writing of a
@@ -8,7 +8,8 @@ checkpoint. After each kill the run is continued with ``--ckpt_path last``. A ce
 every start, the sample ids, the batch, Python's, numpy's and torch's generators, the parameters, the optimiser and the
 schedule have the SHA-256 sums of the run in one go, and the exported weights are equal to the bit.
 
-Runs are processes of their own that call the entry of ``longvid``; a fork server has imported the libraries for them.
+Called again with the same folder, the script runs the cells that are missing and prints the table of all. Runs are
+processes of their own that call the entry of ``longvid``; a fork server has imported the libraries for them.
 """
 
 import argparse
@@ -40,7 +41,6 @@ STAGES = {
 }
 ROPE_SCALING = {"3 long video": 2.0}
 LIMIT_S = 600.0
-HEADING = "Pass matrix of `scripts/survival_matrix.py`"
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,8 @@ def write_config(cell: Cell, out: Path, steps: int) -> Path:
 def child(words: list[str], log: str) -> None:
     """Be ``longvid`` in a process group of its own, with stderr in a file."""
     os.setsid()
+    # Of a process by itself on Linux; a fork server hands its own method on, and each loader worker would import torch.
+    multiprocessing.set_start_method("fork", force=True)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, sys.stderr.fileno())
     sys.argv = ["longvid", *words]
@@ -201,49 +203,58 @@ def resume(run: Path) -> list[str]:
     return ["--ckpt_path", "last"] if any((run / "checkpoints").glob("*.ckpt")) else []
 
 
-def table(results: list[Result], steps: int, kills: int) -> str:
+def table(results: list[Result]) -> str:
     lines = [
-        "| stage | batches | workers | accumulation | killed behind line | micro-batches compared | same bits |",
+        "| stage | batches | workers | accumulation | killed behind micro-batch | micro-batches compared | same bits |",
         "|---|---|---|---|---|---|---|",
     ]
-    for result in results:
-        cell, moments = result.cell, ", ".join(map(str, result.killed_after))
-        verdict = "yes" if not result.problems else f"**no**: {result.problems[0]}"
+    found = {result.cell: result for result in results}
+    for cell in all_cells():
         packed = "packed" if cell.packing else "padded"
         setting = f"{cell.stage} | {packed} | {cell.workers} | {cell.accumulation}"
-        lines.append(f"| {setting} | {moments} | {result.compared} | {verdict} |")
+        if cell not in found:
+            lines.append(f"| {setting} | | | not yet run |")
+            continue
+        result = found[cell]
+        verdict = "yes" if not result.problems else f"**no**: {result.problems[0]}"
+        lines.append(f"| {setting} | {', '.join(map(str, result.killed_after))} | {result.compared} | {verdict} |")
     passed = sum(not result.problems for result in results)
-    return f"{HEADING}: {passed} of {len(results)} cells pass ({steps} steps, {kills} kills each).\n\n" + "\n".join(
-        lines
-    )
+    return "\n".join([f"{passed} of {len(results)} cells that ran pass.", "", *lines])
+
+
+def read_results(path: Path) -> list[Result]:
+    """Results of earlier calls with the same folder."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return [Result(**{**row, "cell": Cell(**row["cell"])}) for row in rows]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--steps", type=int, default=8, help="optimiser steps of a run")
-    parser.add_argument("--kills", type=int, default=2, help="kills of each run")
+    parser.add_argument("--steps", type=int, default=6, help="optimiser steps of a run")
+    parser.add_argument("--kills", type=int, default=1, help="kills of each run")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
-    parser.add_argument("--cells", default="", help="names of cells, comma-separated; all by default")
-    parser.add_argument("--page", type=Path, help="write the table to this file too")
+    parser.add_argument("--cells", default="", help="names of cells in the order to run, comma-separated; default all")
     given = parser.parse_args()
-    chosen = [cell for cell in all_cells() if not given.cells or cell.name in given.cells.split(",")]
-    if not chosen:
-        parser.error(f"--cells {given.cells}: the cells are {', '.join(cell.name for cell in all_cells())}")
+    cells = {cell.name: cell for cell in all_cells()}
+    names = given.cells.split(",") if given.cells else list(cells)
+    if unknown := [name for name in names if name not in cells]:
+        parser.error(f"--cells {unknown[0]}: the cells are {', '.join(cells)}")
+    chosen = [cells[name] for name in names]
     given.out.mkdir(parents=True, exist_ok=True)
     multiprocessing.get_context("forkserver").set_forkserver_preload(
         ["longvid_train.training.cli", "longvid_train.training.module", "longvid_train.data.datamodule"]
     )
     prepare(given.out)
-    results = []
+    record = given.out / "results.jsonl"
+    done = {result.cell for result in read_results(record)}
     for cell in chosen:
-        result = try_cell(cell, given.out, given.steps, given.kills, random.Random(f"{given.seed}:{cell.name}"))
-        results.append(result)
-        print(json.dumps(asdict(result)), file=sys.stderr, flush=True)
-    text = table(results, given.steps, given.kills)
-    print(text)
-    if given.page:
-        given.page.write_text(f"# Survival\n\n{text}\n", encoding="utf-8")
+        if cell not in done:
+            result = try_cell(cell, given.out, given.steps, given.kills, random.Random(f"{given.seed}:{cell.name}"))
+            with record.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(asdict(result)) + "\n")
+    results = read_results(record)
+    print(table(results))
     return int(any(result.problems for result in results))
 
 
