@@ -2,13 +2,16 @@
 
 import copy
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
-from transformers import DynamicCache
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from longvid_train.errors import UserError
+from longvid_train.rope.export import save_extended
 from longvid_train.rope.extension import Extension, extended, installed, prepare
 from longvid_train.rope.linear import LinearWindow
 from longvid_train.rope.ntk import NtkWindow
@@ -218,6 +221,38 @@ def test_a_cache_of_the_plain_model_is_refused_too(reference, extend) -> None:
         model(reference.ids(8), past_key_values=empty)
     with extend(model, LinearWindow(scale=2.0)), pytest.raises(UserError, match="holds 8 keys"):
         model(reference.ids(2), past_key_values=empty)
+
+
+@torch.no_grad()
+def test_a_cache_is_known_even_if_the_model_failed_while_filling_it(reference, extend) -> None:
+    model, cache = reference.model(), DynamicCache()
+    failing = model.model.norm.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError), extend(model, LinearWindow(scale=4.0)):
+        model(reference.ids(8), past_key_values=cache)
+    failing.remove()
+    assert cache.get_seq_length() == 8
+    with pytest.raises(UserError, match="holds 8 keys"), extend(model, LinearWindow(scale=2.0)):
+        model(reference.ids(2), past_key_values=cache)
+
+
+def test_lora_trains_under_the_extension(reference, tmp_path) -> None:
+    """The gradients of an adapter are those on the exported model, which transformers runs without this package."""
+    adapters = LoraConfig(r=2, target_modules=["q_proj", "k_proj"], init_lora_weights=False)
+    counts, window = reference.counts(64), VisualYarnWindow(beta=2.0)
+    plain = reference.model()
+    save_extended(plain, tmp_path, prepare(plain, window, counts=counts, trained=reference.trained))
+    gradients = []
+    for base in (plain, AutoModelForCausalLM.from_pretrained(tmp_path)):
+        torch.manual_seed(1)
+        model = get_peft_model(base, adapters)
+        context = extended(model, window, counts=counts, trained=reference.trained) if base is plain else nullcontext()
+        with context:
+            model(reference.ids(40), labels=reference.ids(40)).loss.backward()
+        gradients.append({name: one.grad for name, one in model.named_parameters() if one.grad is not None})
+    assert len(gradients[0]) == 8 and all("lora" in name for name in gradients[0])
+    for name, gradient in gradients[0].items():
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=0, atol=0)
 
 
 def test_cached_steps_equal_one_pass(reference, extend) -> None:

@@ -81,7 +81,7 @@ def test_a_model_is_never_overwritten_and_the_config_returns_when_saving_fails(r
     with pytest.raises(UserError, match="holds a model already"):
         save_extended(model, tmp_path, extension)
     assert (tmp_path / "config.json").read_bytes() == before
-    with pytest.raises(UserError, match="Sequential is not a transformers model.*merge the adapter first"):
+    with pytest.raises(UserError, match=r"Sequential is not a transformers model.*merge the adapter first"):
         save_extended(torch.nn.Sequential(model), tmp_path / "wrapped", extension)
     model.save_pretrained = lambda _: 1 / 0
     with pytest.raises(ZeroDivisionError):
