@@ -162,7 +162,7 @@ def test_merged_and_unmerged_models_agree(run: Run, tiny_model_folder: Path, tmp
 
 
 def test_resuming_repeats_the_uninterrupted_run_bit_for_bit(run: Run, tmp_path: Path) -> None:
-    (checkpoint,) = (run.folder / "checkpoints").glob("*step=4.ckpt")
+    (checkpoint,) = (run.folder / "checkpoints").glob("epoch*-step=4.ckpt")
     again = tmp_path / "again"
     words = ["--run_dir", str(again), "--ckpt_path", str(checkpoint)]
     assert cli.main(["fit", "--config", str(run.config), *words]) == 0
@@ -190,7 +190,7 @@ def test_a_checkpoint_of_another_base_or_another_choice_is_refused(
         model.language_model.lm_head.weight.mul_(1.01)
     model.save_pretrained(other)
     LlamaVidProcessor.from_pretrained(tiny_model_folder).save_pretrained(other)
-    (checkpoint,) = (run.folder / "checkpoints").glob("*step=4.ckpt")
+    (checkpoint,) = (run.folder / "checkpoints").glob("epoch*-step=4.ckpt")
     start = ["fit", "--config", str(run.config), "--run_dir", str(tmp_path / "run"), "--ckpt_path", str(checkpoint)]
     for words, message in (
         (["--model.model", str(other)], "started from a model with other weights"),
