@@ -57,6 +57,7 @@ class ManifestDataModule(pl.LightningDataModule):
     Attributes:
         template: the chat template.
         conversation: how conversations become tokens.
+        budget: how rows longer than ``conversation.max_tokens`` are made to fit.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class ManifestDataModule(pl.LightningDataModule):
         self.template = template_by_name(template)
         self.conversation = conversation
         self._media = media
-        self._budget = budget
+        self.budget = budget
         self._bad_samples = bad_samples
         self._rules = rules
         self._loading = loading
@@ -233,7 +234,7 @@ class ManifestDataModule(pl.LightningDataModule):
                 conversation=self.conversation,
                 media=self._media,
                 features=self._checked_features(manifests),
-                budget=self._budget,
+                budget=self.budget,
                 bad_samples=self._bad_samples,
                 for_generation=split == "predict",
                 seed=self._loading.seed,

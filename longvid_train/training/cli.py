@@ -20,6 +20,7 @@ from longvid_train.training.notices import notice
 from longvid_train.training.progress import LineProgress
 from longvid_train.training.record import RunRecord, process_command_line
 from longvid_train.training.run_checkpoint import RunCheckpoint
+from longvid_train.training.shortened_rows import ShortenedRows
 from longvid_train.training.stop_signal import StopOnSigterm
 from longvid_train.training.throughput import Throughput
 from longvid_train.training.tracking import METRICS_FILE, WandbMode, build_loggers
@@ -134,7 +135,7 @@ def _guards(run_dir: Path) -> list[Callback]:
     The clock is read before the others take time. A stop comes before a new step begins; the boundary stands before
     whatever may fail; the export comes before other ends of the run, whose failure must not cost the trained model.
     """
-    return [Throughput(), StopOnSigterm(), StepBoundary(), ExportModel(run_dir), FinishedRun()]
+    return [Throughput(), StopOnSigterm(), StepBoundary(), ExportModel(run_dir), ShortenedRows(), FinishedRun()]
 
 
 def _listed(value: Any) -> list[Any]:
