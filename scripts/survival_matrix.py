@@ -31,6 +31,7 @@ from typing import Any
 import yaml
 
 from longvid_train import cli
+from longvid_train.training.last_checkpoint import by_age
 from longvid_train.training.trace import differences, read_trace
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,6 +42,7 @@ STAGES = {
 }
 ROPE_SCALING = {"3 long video": 2.0}
 LIMIT_S = 600.0
+LONGEST_DELAY_S = 0.3
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a cell: micro-batches compared (repeated ones too), starts, and where runs differed."""
+    """What came of a cell: lines of the trace at each kill, the step each later start continued from, micro-batches
+    compared (repeated ones too), and where runs differed."""
 
     cell: Cell
     killed_after: list[int]
+    continued_from: list[int]
     compared: int
     problems: list[str]
 
@@ -88,7 +92,7 @@ def run_here(words: list[str]) -> None:
 
 
 def write_config(cell: Cell, out: Path, steps: int) -> Path:
-    """A run of ``steps`` optimiser steps over more than one epoch, with a checkpoint every other step."""
+    """A run of ``steps`` optimiser steps over more than one epoch, with a checkpoint every step."""
     module: dict[str, Any] = {
         "model": str(out / "start"),
         "stage": {"name": cell.stage, "trainable": STAGES[cell.stage]},
@@ -115,7 +119,7 @@ def write_config(cell: Cell, out: Path, steps: int) -> Path:
             "log_every_n_steps": 1,
             "enable_model_summary": False,
         },
-        "checkpoint": {"every_n_train_steps": 2},
+        "checkpoint": {"every_n_train_steps": 1},
     }
     path = out / cell.name / "config.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,22 +185,24 @@ def try_cell(cell: Cell, out: Path, steps: int, kills: int, draws: random.Random
         run.with_suffix(".jsonl").unlink(missing_ok=True)
     run_whole(config, whole)
     expected = read_trace(whole.with_suffix(".jsonl"))
-    step_s = 0.3
     moments: list[int] = []
+    steps_kept: list[int] = []
     for _ in range(kills):
-        done = len(read_trace(killed.with_suffix(".jsonl")))
-        behind = done + draws.randint(1, max(1, len(expected) // (kills + 1)))
-        if run_until(config, killed, behind, draws.uniform(0, step_s), *resume(killed)):
+        # Behind the first step of this start, so that there is a state to continue from.
+        first = len(read_trace(killed.with_suffix(".jsonl"))) + cell.accumulation + 1
+        behind = first + draws.randrange(max(1, len(expected) // (kills + 1) - cell.accumulation))
+        if run_until(config, killed, behind, draws.uniform(0, LONGEST_DELAY_S), *resume(killed)):
             moments.append(len(read_trace(killed.with_suffix(".jsonl"))))
+            steps_kept.append(max((age.step for age in by_age(killed / "checkpoints")[0]), default=0))
     run_whole(config, killed, *resume(killed))
     trace = read_trace(killed.with_suffix(".jsonl"))
     problems = differences(expected, trace)
-    if len(moments) < kills:
-        problems.append(f"only {len(moments)} of {kills} kills met a running process")
+    if len(moments) < kills or 0 in steps_kept:
+        problems.append(f"only {len(moments)} of {kills} kills met a running process, or one left no checkpoint")
     exports = [run / "model" / "model.safetensors" for run in (whole, killed)]
     if not filecmp.cmp(*exports, shallow=False):
         problems.append("the exported weights differ")
-    return Result(cell, moments, len(trace), problems)
+    return Result(cell, moments, steps_kept, len(trace), problems)
 
 
 def resume(run: Path) -> list[str]:
@@ -205,7 +211,7 @@ def resume(run: Path) -> list[str]:
 
 def table(results: list[Result]) -> str:
     lines = [
-        "| stage | batches | workers | accumulation | killed behind micro-batch | micro-batches compared | same bits |",
+        "| stage | batches | workers | accumulation | killed behind micro-batch | continued from step | same bits |",
         "|---|---|---|---|---|---|---|",
     ]
     found = {result.cell: result for result in results}
@@ -217,7 +223,8 @@ def table(results: list[Result]) -> str:
             continue
         result = found[cell]
         verdict = "yes" if not result.problems else f"**no**: {result.problems[0]}"
-        lines.append(f"| {setting} | {', '.join(map(str, result.killed_after))} | {result.compared} | {verdict} |")
+        killed, kept = (", ".join(map(str, numbers)) for numbers in (result.killed_after, result.continued_from))
+        lines.append(f"| {setting} | {killed} | {kept} | {verdict} |")
     passed = sum(not result.problems for result in results)
     return "\n".join([f"{passed} of {len(results)} cells that ran pass.", "", *lines])
 
