@@ -8,6 +8,7 @@ python -m longvid_train.training.nano.pretrain vision --out longvid_train/assets
 import argparse
 import csv
 import dataclasses
+import hashlib
 import json
 import platform
 import shlex
@@ -22,6 +23,7 @@ import torch
 import transformers
 from pytorch_lightning.loggers import CSVLogger
 
+from longvid_train import world
 from longvid_train.errors import UserError
 from longvid_train.files import sha256_file, write_json
 from longvid_train.training.nano.language import (
@@ -45,17 +47,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="override the recipe's number of steps")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
+    code = _code()
     torch.set_num_threads(arguments.threads)
     overrides = {} if arguments.steps is None else {"steps": arguments.steps}
     if arguments.part == "language":
-        pretrain_language(LanguageRecipe(**overrides), arguments.out, arguments.runs)
+        pretrain_language(LanguageRecipe(**overrides), arguments.out, arguments.runs, code)
     elif arguments.part == "lengthen":
-        lengthen_language(dataclasses.replace(LONG_RECIPE, **overrides), arguments.out, arguments.runs)
+        lengthen_language(dataclasses.replace(LONG_RECIPE, **overrides), arguments.out, arguments.runs, code)
     else:
-        pretrain_vision(overrides, arguments.out, arguments.runs)
+        pretrain_vision(overrides, arguments.out, arguments.runs, code)
 
 
-def pretrain_language(recipe: LanguageRecipe, out: Path, runs: Path) -> None:
+def pretrain_language(recipe: LanguageRecipe, out: Path, runs: Path, code: dict[str, str]) -> None:
     """Make ``out/tokenizer`` and ``out/language_model``."""
     pl.seed_everything(recipe.seed, verbose=False)
     tokenizer = train_tokenizer(recipe.seed)
@@ -63,10 +66,10 @@ def pretrain_language(recipe: LanguageRecipe, out: Path, runs: Path) -> None:
     module = LanguagePretraining(nano_language_model(tokenizer), recipe)
     seconds = _fit(module, ReadingBatches(tokenizer, recipe), recipe.steps, runs, "language")
     module.model.half().save_pretrained(out / "language_model")
-    _record(out / "language_model", recipe, seconds, runs / "language")
+    _record(out / "language_model", recipe, seconds, runs / "language", **code)
 
 
-def lengthen_language(recipe: LanguageRecipe, out: Path, runs: Path) -> None:
+def lengthen_language(recipe: LanguageRecipe, out: Path, runs: Path, code: dict[str, str]) -> None:
     """Go on training ``out/language_model`` on longer readings; its record keeps that of the model it started from."""
     folder = out / "language_model"
     tokenizer = transformers.AutoTokenizer.from_pretrained(out / "tokenizer")
@@ -76,10 +79,10 @@ def lengthen_language(recipe: LanguageRecipe, out: Path, runs: Path) -> None:
     module = LanguagePretraining(model, recipe)
     seconds = _fit(module, ReadingBatches(tokenizer, recipe), recipe.steps, runs, "lengthen")
     module.model.half().save_pretrained(folder)
-    _record(folder, recipe, seconds, runs / "lengthen", started_from=before)
+    _record(folder, recipe, seconds, runs / "lengthen", **code, started_from=before)
 
 
-def pretrain_vision(overrides: dict[str, int], out: Path, runs: Path) -> None:
+def pretrain_vision(overrides: dict[str, int], out: Path, runs: Path, code: dict[str, str]) -> None:
     """Make ``out/tower`` and ``out/qformer``; needs the tokenizer of ``pretrain_language``."""
     from longvid_train.models.llama_vid import save_text_decoder
     from longvid_train.training.nano.vision import (
@@ -101,7 +104,7 @@ def pretrain_vision(overrides: dict[str, int], out: Path, runs: Path) -> None:
     module.tower.half().save_pretrained(out / "tower")
     save_text_decoder(module.qformer.half(), out / "qformer")
     for part in ("tower", "qformer"):
-        _record(out / part, recipe, seconds, runs / "vision")
+        _record(out / part, recipe, seconds, runs / "vision", **code)
 
 
 def _fit(module: pl.LightningModule, batches: Any, steps: int, runs: Path, name: str) -> float:
@@ -129,9 +132,7 @@ def _record(folder: Path, recipe: Any, seconds: float, run: Path, **more: Any) -
         {
             **more,
             "command": shlex.join(["python", "-m", "longvid_train.training.nano.pretrain", *sys.argv[1:]]),
-            "commit": _commit(),
             "data": "episodes of longvid_train.world, split 'train', drawn from the seed",
-            "data_hash": _world_hash(),
             "device": platform.processor() or platform.machine(),
             "final_metrics": _last_metrics(run / "metrics.csv"),
             "recipe": dataclasses.asdict(recipe),
@@ -141,18 +142,15 @@ def _record(folder: Path, recipe: Any, seconds: float, run: Path, **more: Any) -
     )
 
 
-def _commit() -> str:
-    return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+def _code() -> dict[str, str]:
+    """Commit, and one hash over the code that generates the data: the data are a pure function of it and the seed.
 
-
-def _world_hash() -> str:
-    """One hash over the code that generates the data: the data are a pure function of it and the seed."""
-    import hashlib
-
-    import longvid_train.world as world
-
+    Taken when the command starts: that is the code it runs, whatever the working tree becomes meanwhile.
+    """
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     files = sorted(Path(world.__path__[0]).glob("*.py"))
-    return hashlib.sha256("".join(sha256_file(file) for file in files).encode()).hexdigest()
+    digest = hashlib.sha256("".join(sha256_file(file) for file in files).encode()).hexdigest()
+    return {"commit": commit, "data_hash": digest}
 
 
 def _last_metrics(path: Path) -> dict[str, float]:
