@@ -42,6 +42,8 @@ def test_a_fixed_window_by_scale_or_by_tokens() -> None:
     assert extent_of(LinearWindow(target_tokens=65_536), counts(100), ONE_VISION).scale == 2.0
     own = extent_of(VisualYarnWindow(trained_tokens=1568), counts(6272), ONE_VISION)
     assert (own.scale, own.trained_tokens) == (4.0, 1568)
+    shorter = extent_of(LinearWindow(trained_tokens=1000), TokenCounts(visual=9, total=2000), ONE_VISION)
+    assert (shorter.scale, shorter.trained_tokens, shorter.language_tokens) == (2.0, 1000, 2000)
     exact = extent_of(LinearWindow(target_tokens=32_869), TokenCounts(visual=9, total=32_869), ONE_VISION)
     assert exact.language_tokens == 32_869
 
