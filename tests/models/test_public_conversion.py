@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from transformers import AutoTokenizer, CLIPVisionConfig, CLIPVisionModel
 
 from longvid_train.cli import main
@@ -362,6 +363,30 @@ def test_a_tokenizer_with_more_tokens_than_the_weights_is_refused(tmp_path, caps
     tokenizer.save_pretrained(tmp_path / "large")
     assert convert(tmp_path / "out", "--checkpoint", str(source), "--prompt-tokenizer", str(tmp_path / "large")) == 2
     assert "prompt tokenizer has 651 tokens but the weights embed 650" in error_line(capsys)
+
+
+def test_vicunas_sentencepiece_model_gives_its_ids_and_pads_with_unknown(tmp_path):
+    source = public.save_folder(tmp_path / "public", public.whole_model(), public.config())
+    text = "USER: what is in the video? ASSISTANT: a red square enters."
+    SentencePieceTrainer.train(
+        sentence_iterator=iter([text]),
+        model_prefix=str(source / "tokenizer"),
+        vocab_size=290,
+        model_type="bpe",
+        byte_fallback=True,
+        minloglevel=2,
+    )
+    (source / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "LlamaTokenizer", "legacy": False, "unk_token": "<unk>", "bos_token": "<s>"})
+    )
+    assert (
+        main(["convert", "--out", str(tmp_path / "out"), "--checkpoint", str(source), "--prompt-tokenizer", TOKENIZER])
+        == 0
+    )
+    tokenizer = LlamaVidProcessor.from_pretrained(tmp_path / "out").tokenizer
+    theirs = SentencePieceProcessor(model_file=str(source / "tokenizer.model"))
+    assert tokenizer(text, add_special_tokens=False).input_ids == theirs.encode(text)
+    assert tokenizer.pad_token_id == tokenizer.unk_token_id == 0
 
 
 def test_names_in_a_line_and_the_public_picture_sizes():
