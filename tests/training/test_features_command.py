@@ -443,18 +443,18 @@ def test_a_killed_extraction_is_continued(predict_config: FitConfig, world: Any,
     for second in range(1, 41):
         shutil.copy(world.folder / "red.mp4", world.folder / f"copy{second}.mp4")
         with (world.folder / f"copy{second}.mp4").open("ab") as stream:
-            stream.write(bytes([second]))
+            stream.write(b"\0\0\0\x09free" + bytes([second]))
         row = json.loads(world.manifest("train.jsonl", 1).read_text())
         rows.append({**row, "id": f"r{second}", "media": [{"type": "video", "path": f"copy{second}.mp4"}]})
     config = predict_config(manifests=str(world.write("many.jsonl", rows)), frames_per_batch=1)
     words = ["--model.shard_bytes", "1"]
-    process = subprocess.Popen(command(config, *words), stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(command(config, *words), stderr=subprocess.PIPE, text=True, start_new_session=True)
     cache = tmp_path / "features"
     while not shard_paths(cache):
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.poll() is None, process.communicate()[1]
         time.sleep(0.001)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait(timeout=60)
+    process.communicate(timeout=60)
     had = len(shard_paths(cache))
     assert 1 <= had < 80
     assert not (cache / INDEX_FILE).exists()
