@@ -54,14 +54,14 @@ class RunRecord(SaveConfigCallback):
         if stage != "fit":
             return
         run_dir = Path(trainer.default_root_dir)
-        self._started_s = time.monotonic()
+        started_at, self._started_s = _now(), time.monotonic()
         whole = self.config.clone()
         whole["ckpt_path"] = None
         write_text(run_dir / CONFIG_FILE, self.parser.dump(whole, skip_none=False, skip_link_targets=True))
         starts = json.loads((run_dir / RECORD_FILE).read_text())["starts"] if (run_dir / RECORD_FILE).exists() else []
         settings = self.config.as_dict()
         start = {
-            "started_at": _now(),
+            "started_at": started_at,
             "command": shlex.join(self.command_line),
             "working_folder": str(Path.cwd()),
             "seed": settings.get("seed_everything"),

@@ -2,26 +2,35 @@
 
 import json
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from longvid_train import cli
 from longvid_train.training.tracking import read_metrics
 
 FitConfig = Callable[..., Path]
-MEASURED = ("_per_s", "_s", "_bytes", "mfu", "wait", "share")
-"""Ends of the names of metrics that are measured on the machine, not computed from the data."""
+MEASURED = {
+    "train/step_s",
+    "train/data_wait_s",
+    "train/data_wait_share",
+    "train/tokens_per_s",
+    "train/frames_per_s",
+    "train/samples_per_s",
+    "train/mfu",
+    "train/mfu_without_wait",
+    "train/peak_bytes",
+}
+"""Metrics that are measured on the machine, not computed from the data."""
 
 
 def computed(run: Path) -> list[dict[str, Any]]:
-    return [
-        {name: value for name, value in line.items() if not any(part in name for part in MEASURED)}
-        for line in read_metrics(run)
-    ]
+    return [{name: value for name, value in line.items() if name not in MEASURED} for line in read_metrics(run)]
 
 
 @pytest.mark.parametrize(
@@ -49,3 +58,33 @@ def test_the_config_in_the_run_folder_gives_the_same_run(
     left, right = (load_file(run / "model" / "model.safetensors") for run in (first, again))
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_a_continued_run_leaves_a_config_of_the_whole_run_and_its_end(fit_config: FitConfig, tmp_path: Path) -> None:
+    config, run = fit_config(), tmp_path / "run"
+    assert cli.main(["fit", "--config", str(config), "--trainer.max_steps", "1"]) == 0
+    words = ["--ckpt_path", "last", "--trainer.max_steps", "2"]
+    assert cli.main(["fit", "--config", str(config), *words]) == 0
+    written = yaml.safe_load((run / "config.yaml").read_text())
+    assert (written["ckpt_path"], written["trainer"]["max_steps"]) == (None, 2)
+    starts = json.loads((run / "run.json").read_text())["starts"]
+    assert len(starts) == 2
+    for start in starts:
+        started_at, finished_at = (datetime.fromisoformat(start[name]) for name in ("started_at", "finished_at"))
+        assert started_at.utcoffset() == timedelta(0)
+        assert start["duration_s"] > 0
+        assert abs((finished_at - started_at).total_seconds() - start["duration_s"]) < 2, "times are whole seconds"
+        assert start["working_folder"] == str(Path.cwd())
+
+
+def test_the_table_of_answers_in_the_offline_wandb_run(
+    fit_config: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config, run = fit_config(answers={"enabled": True, "max_new_tokens": 2}, wandb="offline"), tmp_path / "run"
+    assert cli.main(["fit", "--config", str(config), "--trainer.max_steps", "1"]) == 0
+    (path,) = (run / "wandb").glob("offline-run-*/files/media/table/answers_after*.table.json")
+    table = json.loads(path.read_text())
+    kept = [json.loads(line) for line in (run / "answers_after.jsonl").read_text().splitlines()]
+    assert {"question", "answer", "truth", "correct"} <= set(table["columns"])
+    assert [dict(zip(table["columns"], row, strict=True)) for row in table["data"]] == kept
