@@ -87,6 +87,23 @@ def test_a_broken_manifest_line(
     assert "broken.jsonl:4:" in complaint(config, capsys)
 
 
+def test_a_pattern_that_matches_nothing_is_said_before_weights_are_read(
+    fit_config: FitConfig, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With damaged weights the complaint is still about the pattern; with a right pattern it is about the weights."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny_model_folder, folder)
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    changes = {
+        "model__init_args__model": str(folder),
+        "model__init_args__stage": {"name": "s", "trainable": ["*", "!towr"]},
+    }
+    message = complaint(fit_config(**changes), capsys)
+    assert "stage 's': pattern '!towr' matches no parameter" in message
+    changes["model__init_args__stage"] = {"name": "s", "trainable": ["*", "!vision_tower"]}
+    assert "not a whole safetensors file" in complaint(fit_config(**changes), capsys, "--run_dir", str(tmp_path / "two"))
+
+
 def test_a_checkpoint_of_another_architecture(
     fit_config: FitConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,10 +139,15 @@ def test_an_unreadable_video_loses_no_step(
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert "fragile.mp4" in message
     assert "row11" in message
+    assert "finished_at" not in json.loads((broken / "run.json").read_text())["starts"][0]
     done = len(read_metrics(broken))
     assert 0 < done < 12, "the broken row must stand in the middle of the epoch for this test to say anything"
     shutil.copy(folder / "red.mp4", folder / "fragile.mp4")
     assert cli.main(["fit", "--config", str(config), "--run_dir", str(broken), "--ckpt_path", "last"]) == 0
+    assert ["finished_at" in start for start in json.loads((broken / "run.json").read_text())["starts"]] == [
+        False,
+        True,
+    ]
     losses = [[line["train/loss"] for line in read_metrics(run)] for run in (whole, broken)]
     assert losses[0] == losses[1]
     left, right = (load_file(run / "model" / "model.safetensors") for run in (whole, broken))
