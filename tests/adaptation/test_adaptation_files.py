@@ -189,6 +189,8 @@ def test_an_empty_file_is_the_model_as_it_is() -> None:
             "a.yaml: plan: low_stride is 2; it must be at least",
         ),
         ("frames: 0", "a.yaml: frames is 0"),
+        ("frames: true", "a.yaml: frames is True; it must be a whole number or null"),
+        ("window: {kind: ntk, scale: true}", "window: scale is True; it must be a number or null"),
         ("frames: many", "a.yaml: frames is 'many'; it must be a whole number or null"),
         ("fps: .nan", "a.yaml: fps is nan"),
         ("backbones: llava_onevision", "a.yaml: backbones is 'llava_onevision'; it must be a list .a word, ..."),
