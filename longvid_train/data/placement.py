@@ -53,12 +53,16 @@ def place_media(
 def possible_placements(
     turns: Sequence[Turn], *, media_per_turn: MediaPerTurn, position: PlaceholderPosition
 ) -> Iterator[list[PlacedTurn]]:
-    """The placement with no medium moved to an end, then (``"random"`` only) for each user turn the one that moves its
-    media only. Turns do not influence each other, so these tell what every draw of `place_media` can give."""
-    yield _placed(turns, media_per_turn, position, [False] * len(turns))
+    """The placement with no medium moved to an end, then (``"random"`` only) one for each turn that shows media, which
+    moves that turn's only.
+
+    Turns do not influence each other, so these tell what every draw of `place_media` can give.
+    """
+    first = _placed(turns, media_per_turn, position, [False] * len(turns))
+    yield first
     if position == "random":
-        for moved, turn in enumerate(turns):
-            if turn.role == "user":
+        for moved, turn in enumerate(first):
+            if turn.media:
                 yield _placed(turns, media_per_turn, position, [number == moved for number in range(len(turns))])
 
 

@@ -83,7 +83,11 @@ def loss_and_gradients(model: Any, batch: Batch) -> tuple[float, int, dict[str, 
     model.zero_grad()
     loss, count = model.loss_sum(**batch["text"], **(batch["visual"] or {}))
     loss.backward()
-    return float(loss), int(count), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return (
+        float(loss.detach()),
+        int(count),
+        {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None},
+    )
 
 
 @given(st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 9)), min_size=1, max_size=6))
