@@ -249,9 +249,8 @@ def test_a_full_disk_is_one_line_and_leaves_earlier_checkpoints_whole(
     """The operating system refuses to grow a file beyond a limit that only checkpoints reach."""
     config, whole = whole_run
     run = tmp_path / "full"
-    early = ["--trainer.max_epochs", "1", "--checkpoint.keep_last", "-1"]
-    assert cli.main(words(config, run, *early)) == 0
-    shutil.rmtree(run / "model")
+    (run / "checkpoints").mkdir(parents=True)
+    shutil.copy(whole / "checkpoints" / "last-step=7.ckpt", run / "checkpoints")
     before = {path: path.read_bytes() for path in checkpoints(run)}
     size = max(path.stat().st_size for path in before)
 
@@ -265,7 +264,8 @@ def test_a_full_disk_is_one_line_and_leaves_earlier_checkpoints_whole(
     assert {path: path.read_bytes() for path in checkpoints(run)} == before
     assert not list((run / "checkpoints").glob(".*"))
     assert cli.main(words(config, run, "--ckpt_path", "last")) == 0
-    assert_same_run(whole, run)
+    left, right = weights(whole), weights(run)
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
 
 
 def poisoned(step: int) -> Callable[..., Any]:
