@@ -1,6 +1,10 @@
 """Packed, token-budgeted and divided batches through the real command line: same losses and weights, exact resumes."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,3 +187,36 @@ def test_batches_that_cannot_be_made(
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1, lines
     assert expected in lines[0]
+
+
+@pytest.mark.slow
+def test_packed_batches_of_two_ranks_train_like_the_padded_batch(
+    fit_config: FitConfig, world: Any, tmp_path: Path
+) -> None:
+    """Rows of text stand beside videos, so that some batches of some ranks run no vision."""
+    config = fit_config(
+        model__init_args__stage=NO_DROPOUT,
+        model__init_args__optimizer=SMOOTH,
+        data__init_args__train=str(mixed_manifest(world)),
+    )
+    one, two = tmp_path / "one", tmp_path / "two"
+    grouped = ["--data.loading.group_by_modality", "true"]
+    assert fit(config, "--run_dir", str(one), "--data.loading.batch_size", "4", *grouped) == 0
+    words = ["--run_dir", str(two), "--trainer.devices", "2", "--trainer.strategy", "ddp", *grouped]
+    words += ["--data.loading.batch_size", "2", "--data.loading.packing", "true"]
+    command = [sys.executable, "-m", "longvid_train.cli", "fit", "--config", str(config), *words]
+    process = subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        _, errors = process.communicate(timeout=280)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == 0, errors
+    assert len(steps(one)) == len(steps(two)) == 3
+    for left, right in zip(steps(one), steps(two), strict=True):
+        for name in NAMES:
+            assert left[name] == pytest.approx(right[name], rel=1e-4), name
+    for name, value in weights(one).items():
+        torch.testing.assert_close(value, weights(two)[name], rtol=1e-4, atol=1e-5)
