@@ -22,6 +22,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from longvid_train.commands.limits import add_limit_options, limits_of
 from longvid_train.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,13 +66,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num-beams", type=int, default=1, metavar="N", help="beam search (1: none)")
     add("--seed", type=int, default=0, help="of the draws (0)")
     add("--reader", default="auto", help="auto, pyav or decord (auto)")
-    add("--no-isolate", action="store_true", help="decode in this process: only for files you trust")
     add("--json", action="store_true", help="print one JSON object; the top level is the last answer, turns has all")
+    add_limit_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Answer the questions and print the answers."""
     _check_words(arguments)
+    limits = limits_of(arguments)
     if arguments.adapter is None:
         arguments.model = _model_folder(arguments.model)
     # Importing torch takes seconds: mistakes above and --help do not pay for it.
@@ -79,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from longvid_train.data.templates import template_by_name
     from longvid_train.generate.chat import VideoChat
-    from longvid_train.generate.media import ReadOptions
+    from longvid_train.generate.media import ReadOptions, check_frame_counts
     from longvid_train.generate.options import GenerationOptions
     from longvid_train.generate.prompting import Prompting, unanswered
     from longvid_train.models.llama_vid.adapted import read_llama_vid_adapter
@@ -94,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         num_beams=arguments.num_beams,
         seed=arguments.seed,
     )
-    read = ReadOptions(reader=arguments.reader, isolated=not arguments.no_isolate)
+    read = ReadOptions(reader=arguments.reader, isolated=not arguments.no_isolate, limits=limits)
     adapter = None if arguments.adapter is None else read_llama_vid_adapter(arguments.adapter)
     folder = arguments.model if adapter is None else adapter.base_folder(arguments.model)
     template = None if arguments.template is None else template_by_name(arguments.template)
@@ -102,6 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     if asked_tokens is None:
         options = replace(options, max_new_tokens=_default_new_tokens(prompting.window, _planned(arguments)))
     media = _media(arguments, read, prompting, options)
+    check_frame_counts(media, read)
     if arguments.questions:
         layouts = [medium.layout for medium in media]
         turns = unanswered(arguments.questions, [medium.type for medium in media])

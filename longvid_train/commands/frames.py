@@ -16,17 +16,17 @@ from pathlib import Path
 
 from PIL import Image
 
+from longvid_train.commands.limits import add_limit_options, limits_of
 from longvid_train.errors import UserError
 from longvid_train.files import atomic_path
 from longvid_train.types import VideoClip
-from longvid_train.video import AtTimes, DecodeLimits, FramesPerSecond, Sampling, UniformFrames, read_clip
+from longvid_train.video import AtTimes, FramesPerSecond, Sampling, UniformFrames, read_clip
 
 _PATTERN = "frame_[0-9]*.png"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    limits = DecodeLimits()
     parser.add_argument("video", metavar="VIDEO", help="the video file")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--frames", type=int, metavar="N", help="N frames, evenly spaced from the first to the last")
@@ -38,14 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shortest-edge", type=int, metavar="PX", help="scale frames down to this shorter side")
     parser.add_argument("--reader", default="auto", metavar="NAME", help="auto, pyav or decord (auto)")
     parser.add_argument("--keyframes", action="store_true", help="fast: take the keyframe at or before each frame")
-    parser.add_argument("--no-isolate", action="store_true", help="decode in this process (only for files you trust)")
-    parser.add_argument(
-        "--timeout", type=float, default=limits.timeout_s, metavar="S", help=f"seconds allowed ({limits.timeout_s:g})"
-    )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for the PNGs, without older ones"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    add_limit_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -57,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         sampling,
         reader=arguments.reader,
         isolated=not arguments.no_isolate,
-        limits=DecodeLimits(timeout_s=arguments.timeout),
+        limits=limits_of(arguments),
         shortest_edge=arguments.shortest_edge,
         exact=not arguments.keyframes,
     )

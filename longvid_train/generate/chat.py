@@ -30,6 +30,7 @@ from longvid_train.generate.media import (
     Medium,
     OnProgress,
     ReadOptions,
+    check_frame_counts,
     encode_media,
     no_progress,
     open_image,
@@ -138,9 +139,10 @@ class VideoChat:
             on_progress: told about reading and encoding.
 
         Raises:
-            UserError: a file cannot be read or does not hold the frames asked for.
+            UserError: a file cannot be read, does not hold the frames asked for, or they are too many.
         """
         opened = tuple(_opened(medium, read) for medium in media)
+        check_frame_counts(opened, read)
         return Conversation(self, opened, read=read, history=history, on_progress=on_progress)
 
     def ask_batch(

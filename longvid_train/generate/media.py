@@ -170,6 +170,16 @@ def open_video(
     )
 
 
+def check_frame_counts(media: Sequence[Medium], options: ReadOptions) -> None:
+    """Refuse a video with more frames to show than the ceiling: it is decoded in pieces that may each be below it.
+
+    Raises:
+        UserError: naming the file.
+    """
+    for medium in media:
+        options.limits.check_frame_count(medium.path, medium.layout.frame_count)
+
+
 @torch.no_grad()
 def encode_media(
     media: Sequence[Medium],

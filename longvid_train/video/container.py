@@ -57,8 +57,7 @@ def _locate(path: str, limits: DecodeLimits) -> tuple[str, str]:
         name = scheme.group(1).lower()
         if name not in limits.allowed_schemes:
             raise UserError(
-                f"{path}: only local files are opened; "
-                f"add '{name}' to DecodeLimits.allowed_schemes to allow this kind of URL"
+                f"{path}: only local files are opened; add '{name}' to limits.allowed_schemes to allow this kind of URL"
             )
         if name not in _SCHEME_PROTOCOLS:
             raise UserError(f"{path}: scheme '{name}' is not supported; use one of {sorted(_SCHEME_PROTOCOLS)}")

@@ -149,8 +149,8 @@ class _Child:
             left_s = self.deadline_s - time.monotonic()
             if left_s <= 0 or not self.selector.select(left_s):
                 raise UserError(
-                    f"{self.path}: decoding took longer than timeout_s = {self.limits.timeout_s:g} s and was stopped; "
-                    "ask for fewer frames or raise DecodeLimits.timeout_s"
+                    f"{self.path}: decoding took longer than limits.timeout_s = {self.limits.timeout_s:g} s and was "
+                    "stopped; ask for fewer frames or raise limits.timeout_s"
                 )
             count = os.readv(self.output, [target[done : done + _CHUNK_BYTES]])
             if count == 0:
@@ -161,14 +161,14 @@ class _Child:
         status = self.process.wait(timeout=5)
         if status == -signal.SIGXCPU:
             return UserError(
-                f"{self.path}: decoding used more CPU time than timeout_s = {self.limits.timeout_s:g} s allows; "
-                "ask for fewer frames or raise DecodeLimits.timeout_s"
+                f"{self.path}: decoding used more CPU time than limits.timeout_s = {self.limits.timeout_s:g} s allows; "
+                "ask for fewer frames or raise limits.timeout_s"
             )
         if status < 0:
             name = signal.Signals(-status).name
             return UserError(
                 f"{self.path}: the isolated decoder was killed by {name}; the file is damaged or hostile, "
-                f"or needs more than max_memory_bytes = {self.limits.max_memory_bytes}"
+                f"or needs more than limits.max_memory_bytes = {self.limits.max_memory_bytes}"
             )
         return UserError(f"{self.path}: the isolated decoder failed (exit status {status}); {self._last_words()}")
 
@@ -179,8 +179,8 @@ class _Child:
 
     def _out_of_memory(self) -> UserError:
         return UserError(
-            f"{self.path}: decoding needs more than max_memory_bytes = {self.limits.max_memory_bytes}; "
-            "ask for fewer or smaller frames, or raise DecodeLimits.max_memory_bytes"
+            f"{self.path}: decoding needs more than limits.max_memory_bytes = {self.limits.max_memory_bytes}; "
+            "ask for fewer or smaller frames, or raise limits.max_memory_bytes"
         )
 
     def _malformed(self) -> UserError:

@@ -1,6 +1,8 @@
 """Ceilings on what a video file may cost: video files are untrusted input.
 
-Every violation is a `UserError` that names the value, the rule and the setting that raises it.
+Every violation is a `UserError` that names the value, the rule and the setting that raises it: ``limits.<field>``, the
+option ``--limits.<field>`` of ``longvid ask`` and ``longvid frames`` and the key ``data.media.limits.<field>`` of a
+config.
 """
 
 from dataclasses import dataclass, fields
@@ -39,7 +41,7 @@ class DecodeLimits:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name != "allowed_schemes" and not value > 0:
-                raise UserError(f"DecodeLimits.{field.name} is {value}; it must be greater than 0")
+                raise UserError(f"limits.{field.name} is {value}; it must be greater than 0")
 
     def check_file(self, path: str, file_bytes: int) -> None:
         """Raise `UserError` if the file is empty or too large."""
@@ -61,9 +63,13 @@ class DecodeLimits:
         """Raise `UserError` if the video is too long."""
         _check(path, "seconds", duration_s, "max_duration_s", self.max_duration_s)
 
+    def check_frame_count(self, path: str, frames: int) -> None:
+        """Raise `UserError` if ``frames`` frames of one file are too many."""
+        _check(path, "frames asked for", frames, "max_frames", self.max_frames)
+
     def check_output(self, path: str, frames: int, width: int, height: int) -> None:
         """Raise `UserError` if ``frames`` RGB frames of ``width x height`` are too many or too large together."""
-        _check(path, "frames asked for", frames, "max_frames", self.max_frames)
+        self.check_frame_count(path, frames)
         size = frames * width * height * 3
         _check(
             path,
@@ -77,6 +83,6 @@ class DecodeLimits:
 def _check(path: str, what: str, value: float, setting: str, ceiling: float) -> None:
     if value > ceiling:
         raise UserError(
-            f"{path}: {value:.12g} {what}, more than {setting} = {ceiling:.12g}; "
-            f"raise DecodeLimits.{setting} if you trust the file"
+            f"{path}: {value:.12g} {what}, more than limits.{setting} = {ceiling:.12g}; "
+            f"raise limits.{setting} if you trust the file"
         )

@@ -133,6 +133,27 @@ def test_a_picture_beside_a_video(folder: Path, capsys: pytest.CaptureFixture[st
         (["broken.mp4", "What?", "--model", "model"], "broken.mp4: not a readable video"),
         (["a.mp4", "What?", "--model", "model", "--frames", "99"], "a.mp4: 99 frames asked for"),
         (["a.mp4", "What?", "--model", "model", "--subtitles", "broken.srt"], "broken.srt:2:"),
+        (
+            ["a.mp4", "What?", "--model", "model", "--frames", "4", "--limits.max_frames", "3"],
+            "a.mp4: 4 frames asked for, more than limits.max_frames = 3; raise limits.max_frames",
+        ),
+        (
+            ["a.mp4", "What?", "--model", "model", "--limits.max_duration_s", "7.5"],
+            "a.mp4: 8 seconds, more than limits.max_duration_s = 7.5; raise limits.max_duration_s",
+        ),
+        (
+            ["a.mp4", "What?", "--model", "absent", "--limits.timeout_s", "9"],
+            "--limits.timeout_s has no effect with --no-isolate",
+        ),
+        (["https://a.b/c.mp4", "What?", "--model", "model"], "add 'https' to limits.allowed_schemes"),
+        (
+            ["ftp://a.b/c.mp4", "What?", "--model", "model", "--limits.allowed_schemes", "http,ftp"],
+            "scheme 'ftp' is not supported",
+        ),
+        (
+            ["picture.png", "What?", "--model", "model", "--limits.max_pixels_per_frame", "9"],
+            "more than limits.max_pix",
+        ),
         (["picture.png", "What?", "--model", "model", "--frames", "2"], "--frames has no effect"),
         (["picture.png", "What?", "--model", "model", "--subtitles", "a.srt"], "there are 0 videos"),
         (["a.mp4", "What?", "--model", "model", "--max-new-tokens", "500"], "--max-new-tokens"),

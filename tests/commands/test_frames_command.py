@@ -75,11 +75,12 @@ def test_samplings_of_the_command_line(
 
 
 def test_the_command_isolates_by_default(ramp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["frames", str(ramp), "--frames", "1", "--timeout", "0.001", "--out", str(tmp_path / "out")]
+    words = ["frames", str(ramp), "--frames", "1", "--limits.timeout_s", "0.001", "--out", str(tmp_path / "out")]
     assert main(words) == 2
-    assert "timeout_s = 0.001" in capsys.readouterr().err
+    assert "limits.timeout_s = 0.001" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    assert main([*words, "--no-isolate"]) == 0
+    assert main([*words, "--no-isolate"]) == 2
+    assert "--limits.timeout_s has no effect with --no-isolate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -91,6 +92,17 @@ def test_the_command_isolates_by_default(ramp: Path, tmp_path: Path, capsys: pyt
         (["--at", "7"], "time 7 s is outside"),
         (["--frames", "2", "--max-frames", "1"], "--max-frames has no effect without --fps"),
         (["--frames", "2", "--reader", "decrod"], "did you mean 'decord'"),
+        (
+            ["--frames", "2", "--limits.max_duration_s", "3.5"],
+            "4 seconds, more than limits.max_duration_s = 3.5; raise",
+        ),
+        (
+            ["--frames", "2", "--limits.max_file_bytes", "9"],
+            "bytes, more than limits.max_file_bytes = 9; raise limits.",
+        ),
+        (["--frames", "2", "--limits.max_frames", "1"], "2 frames asked for, more than limits.max_frames = 1; raise"),
+        (["--frames", "2", "--limits.max_frames", "0"], "limits.max_frames is 0; it must be greater than 0"),
+        (["--frames", "2", "--limits.max_frame", "1"], "did you mean '--limits.max_frames'?"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(

@@ -16,7 +16,7 @@ from longvid_train.generate import media as media_module
 from longvid_train.generate.chat import Conversation, ImageRequest, VideoChat, VideoRequest
 from longvid_train.generate.media import ReadOptions, encode_media, media_type
 from longvid_train.generate.options import GenerationOptions
-from longvid_train.video import FramesPerSecond, UniformFrames
+from longvid_train.video import DecodeLimits, FramesPerSecond, UniformFrames
 
 IN_PROCESS = ReadOptions(isolated=False)
 SHORT = GenerationOptions(max_new_tokens=6)
@@ -165,6 +165,16 @@ def test_frames_are_encoded_in_pieces_to_the_same_features(
     assert torch.equal(pieces.features, whole.features)
     assert [done for what, done, _ in seen if what == "encoding frames"] == [3, 6, 8]
     assert {total for _, _, total in seen} == {8}
+
+
+def test_the_ceiling_on_frames_holds_over_all_pieces(
+    chat: VideoChat, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(media_module, "PIECE_BYTES", 1)
+    read = ReadOptions(isolated=False, limits=DecodeLimits(max_frames=4))
+    assert chat.open([video(files / "a.mp4", 4)], read=read).encode().features is not None
+    with pytest.raises(UserError, match=r"a\.mp4: 5 frames asked for, more than limits\.max_frames = 4"):
+        chat.open([video(files / "a.mp4", 5)], read=read)
 
 
 def test_too_many_frames_are_refused_before_anything_is_decoded(

@@ -137,13 +137,13 @@ def test_a_local_name_with_a_colon_is_a_file(tmp_path: Path, videos: Videos) -> 
 def test_every_ceiling_names_value_rule_and_setting(setting: str, value: float, what: str, videos: Videos) -> None:
     path, sampling = videos("h264_closed"), UniformFrames(count=3)
     limits = replace(DecodeLimits(), **{setting: value})
-    with pytest.raises(UserError, match=rf"{what}.*more than {setting} = {value:g}; raise DecodeLimits\.{setting}"):
+    with pytest.raises(UserError, match=rf"{what}.*more than limits\.{setting} = {value:g}; raise limits\.{setting}"):
         read_clip(path, sampling, limits=limits)
     assert len(read_clip(path, sampling, limits=DecodeLimits(max_frames=3, max_output_bytes=27_648)).frames) == 3
 
 
 def test_ceilings_must_be_positive() -> None:
-    with pytest.raises(UserError, match="timeout_s is 0"):
+    with pytest.raises(UserError, match=r"limits\.timeout_s is 0"):
         DecodeLimits(timeout_s=0)
 
 

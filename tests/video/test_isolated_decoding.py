@@ -49,7 +49,7 @@ def test_errors_of_the_child_are_the_same_errors(tmp_path: Path) -> None:
 
 
 def test_a_deadline_kills_the_child(videos: Videos) -> None:
-    with pytest.raises(UserError, match=r"h264_closed.*took longer than timeout_s = 0\.001 s and was stopped"):
+    with pytest.raises(UserError, match=r"h264_closed.*took longer than limits\.timeout_s = 0\.001 s and was stopped"):
         read_clip(videos("h264_closed"), UniformFrames(count=1), isolated=True, limits=DecodeLimits(timeout_s=0.001))
     assert not children()
 
