@@ -14,9 +14,10 @@ from pytorch_lightning.loggers import WandbLogger
 from longvid_train.data.manifest import Sample
 from longvid_train.errors import UserError
 from longvid_train.files import write_text
+from longvid_train.generate.generation import AnswerDecoder, generate_answers
+from longvid_train.generate.options import GenerationOptions
 from longvid_train.generate.record import AnswerRecord
 from longvid_train.generate.scoring import score_answer
-from longvid_train.training.batches import visual_keywords
 from longvid_train.types import Batch, VisualInputs
 
 OVERALL = "overall"
@@ -27,6 +28,7 @@ TABLE_ROWS = 32
 class AnswerAccuracy(Callback):
     """Answer the rows of ``data.test`` by greedy generation when training starts and ends, and every ``every_n_steps``.
 
+    Answers are those that ``longvid ask`` would give: an answer ends at the end token or at the template's suffix.
     Writes ``answers_before.jsonl``, ``answers_after.jsonl`` and ``answers_step_<n>.jsonl`` to the run folder, logs
     ``answers/<kind>`` and ``answers/overall`` (mean scores), and a table of the first answers to wandb. A resumed run
     does not repeat "before".
@@ -36,7 +38,6 @@ class AnswerAccuracy(Callback):
         max_new_tokens: longest answer.
         every_n_steps: optimiser steps between answers during training; 0 answers at the start and the end only.
         max_samples: answer only the first rows, this many on all ranks together; 0 answers all.
-        stop: text that ends an answer beside the end token; a newline for the ``plain`` template.
     """
 
     def __init__(
@@ -45,7 +46,6 @@ class AnswerAccuracy(Callback):
         max_new_tokens: int = 32,
         every_n_steps: int = 0,
         max_samples: int = 0,
-        stop: str = "",
     ) -> None:
         for name, value, least in (
             ("max_new_tokens", max_new_tokens, 1),
@@ -55,10 +55,9 @@ class AnswerAccuracy(Callback):
             if value < least:
                 raise UserError(f"answers.{name} is {value}; it must be at least {least}")
         self.enabled = enabled
-        self.max_new_tokens = max_new_tokens
+        self.options = GenerationOptions(max_new_tokens=max_new_tokens)
         self.every_n_steps = every_n_steps
         self.max_samples = max_samples
-        self.stop = stop
         self._answered_step = -1
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -100,22 +99,21 @@ class AnswerAccuracy(Callback):
 
     def _records(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[AnswerRecord]:
         samples = _samples_by_id(trainer)
+        decoder = AnswerDecoder(pl_module.processor, trainer.datamodule.template)
         limit = -(-self.max_samples // trainer.world_size) if self.max_samples else len(samples)
         answered = 0
         for batch in trainer.datamodule.predict_dataloader():
             if answered >= limit:
                 return
             batch = trainer.strategy.batch_to_device(batch, pl_module.device)
-            for record in self._answer_batch(pl_module, batch, samples)[: limit - answered]:
+            for record in self._answer_batch(pl_module, decoder, batch, samples)[: limit - answered]:
                 answered += 1
                 yield record
 
     def _answer_batch(
-        self, pl_module: pl.LightningModule, batch: Batch, samples: dict[str, Sample]
+        self, pl_module: pl.LightningModule, decoder: AnswerDecoder, batch: Batch, samples: dict[str, Sample]
     ) -> list[AnswerRecord]:
-        answers = generate_answers(
-            pl_module.model, pl_module.processor, batch, max_new_tokens=self.max_new_tokens, stop=self.stop
-        )
+        answers = [answer.text for answer in generate_answers(pl_module.model, decoder, batch, self.options)]
         visual_tokens = (batch["text"]["input_ids"] == pl_module.processor.visual_token_id).sum(dim=1).tolist()
         frames = frames_per_row(batch["visual"], visual_tokens, pl_module.processor)
         prompt_tokens = batch["text"]["attention_mask"].sum(dim=1).tolist()
@@ -133,40 +131,6 @@ class AnswerAccuracy(Callback):
             if isinstance(logger, WandbLogger) and records:
                 rows = [list(asdict(record).values()) for record in records[:TABLE_ROWS]]
                 logger.log_table(f"answers_{moment}", columns=list(asdict(records[0])), data=rows)
-
-
-def generate_answers(model: Any, processor: Any, batch: Batch, *, max_new_tokens: int, stop: str) -> list[str]:
-    """Answer a left-padded batch greedily.
-
-    Args:
-        model: the model, in eval mode.
-        processor: has the ``tokenizer``.
-        batch: open prompts, padded on the left.
-        max_new_tokens: longest answer.
-        stop: see ``AnswerAccuracy``.
-
-    Returns:
-        One stripped answer a row, without special tokens, cut at the first ``stop``.
-    """
-    tokenizer = processor.tokenizer
-    ends = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    if stop:
-        ends.append(tokenizer(stop, add_special_tokens=False)["input_ids"][-1])
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    prompt = batch["text"]["input_ids"]
-    with torch.no_grad():
-        output = model.generate(
-            input_ids=prompt,
-            attention_mask=batch["text"]["attention_mask"],
-            **visual_keywords(batch),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=pad,
-            eos_token_id=ends or None,
-        )
-    texts = tokenizer.batch_decode(output[:, prompt.shape[1] :], skip_special_tokens=True)
-    return [(text.split(stop)[0] if stop else text).strip() for text in texts]
 
 
 def frames_per_row(visual: VisualInputs | None, visual_tokens: Sequence[int], processor: Any) -> list[int]:

@@ -159,9 +159,9 @@ def test_answers_before_are_the_checkpoint_s_and_answers_after_the_stretched_mod
     factors: list[float] = []
     original = answers.generate_answers
 
-    def noting(model: Any, *rest: Any, **options: Any) -> list[str]:
+    def noting(model: Any, *rest: Any) -> list[Any]:
         factors.append(model.config.text_config.rope_parameters.get("factor", 1.0))
-        return original(model, *rest, **options)
+        return original(model, *rest)
 
     monkeypatch.setattr(answers, "generate_answers", noting)
     config = fit_config(answers={"enabled": True, "max_new_tokens": 2}, model__init_args__rope_scaling=4.0)
