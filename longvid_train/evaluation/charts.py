@@ -131,7 +131,7 @@ def _draw_scores(axes: Any, rows: Sequence[Scores]) -> None:
         means = [part.mean for part in parts]
         errors = [[part.mean - part.low for part in parts], [part.high - part.mean for part in parts]]
         places = [place + offset for place in range(len(rows))]
-        whiskers = {"ecolor": MUTED, "elinewidth": 1.0, "capsize": 2}
+        whiskers = {"ecolor": INK, "elinewidth": 1.0, "capsize": 2}
         axes.barh(places, means, height, color=colour, label=f"{label} the stage", xerr=errors, error_kw=whiskers)
         for place, part in zip(places, parts, strict=True):
             axes.annotate(

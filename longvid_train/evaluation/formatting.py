@@ -30,9 +30,11 @@ def change_interval(value: Interval) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """``372.4`` to ``"6 min 12 s"``; None to ``"not known"``."""
+    """``372.4`` to ``"6 min 12 s"``, ``0.0364`` to ``"36 ms"``; None to ``"not known"``."""
     if seconds is None:
         return "not known"
+    if seconds < 0.1:
+        return f"{1000 * seconds:.0f} ms"
     if round(seconds) < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
