@@ -101,7 +101,9 @@ def test_a_pattern_that_matches_nothing_is_said_before_weights_are_read(
     message = complaint(fit_config(**changes), capsys)
     assert "stage 's': pattern '!towr' matches no parameter" in message
     changes["model__init_args__stage"] = {"name": "s", "trainable": ["*", "!vision_tower"]}
-    assert "not a whole safetensors file" in complaint(fit_config(**changes), capsys, "--run_dir", str(tmp_path / "two"))
+    assert "not a whole safetensors file" in complaint(
+        fit_config(**changes), capsys, "--run_dir", str(tmp_path / "two")
+    )
 
 
 def test_a_checkpoint_of_another_architecture(
