@@ -1,47 +1,78 @@
-"""A backbone's own processor: frames to pixels, a question to the checkpoint's prompt.
+"""A checkpoint's own prompt and picture settings: frames to pixels, a question to ids.
+
+transformers' video processors need torchvision; here frames pass its PIL image processor with the checkpoint's video
+settings, which is also what the models were trained with.
 
 ``N`` frames, ``S`` tokens of the prompt.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoProcessor
+from transformers import AutoTokenizer
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.processing_utils import ProcessorMixin
+from transformers.video_processing_utils import BaseVideoProcessor
 
 from longvid_train.errors import UserError
 from longvid_train.models.backbones.protocol import BackboneFacts
 
 PIXEL_CHUNK = 64
-"""Frames that transformers' processor works on at once."""
+"""Frames that the image processor works on at once."""
+
+_SETTINGS = (
+    "do_resize",
+    "size",
+    "resample",
+    "do_center_crop",
+    "crop_size",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+)
 
 
 class BackboneProcessor:
-    """transformers' processor of a checkpoint, with the number of visual tokens left to the plan.
+    """Prompts and pixels of one checkpoint; the number of visual tokens is left to the plan.
 
     Args:
-        processor: with ``tokenizer`` and ``video_processor`` (or ``image_processor``, where the medium is an image).
+        tokenizer: of the checkpoint.
         facts: of the checkpoint.
-        prompt: instead of the checkpoint's chat template; holds the medium's placeholder (``<video>`` or ``<image>``)
-            once and ``{question}`` once.
+        pictures: its video settings (image settings where the medium is an image), as transformers names them.
+        chat_template: of its processor, if it has one.
+        prompt: instead of the chat template; holds the medium's placeholder (``<video>`` or ``<image>``) once and
+            ``{question}`` once.
 
     Raises:
         UserError: ``prompt`` does not hold both, or there is neither a chat template nor a prompt.
     """
 
-    def __init__(self, processor: Any, facts: BackboneFacts, *, prompt: str | None = None) -> None:
-        self.processor = processor
+    def __init__(
+        self,
+        tokenizer: Any,
+        facts: BackboneFacts,
+        pictures: dict[str, Any],
+        *,
+        chat_template: str | None = None,
+        prompt: str | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
         self.facts = facts
-        self.placeholder: str = processor.tokenizer.convert_ids_to_tokens(facts.placeholder_id)
-        self._prompt = prompt if prompt is not None else (None if processor.chat_template else facts.prompt)
+        self.placeholder: str = tokenizer.convert_ids_to_tokens(facts.placeholder_id)
+        self._chat_template = chat_template
+        self._pictures = CLIPImageProcessorPil(**_whole_frame(pictures, facts.image_side))
+        self._prompt = prompt if prompt is not None or chat_template is not None else facts.prompt
         if self._prompt is not None:
             for part in (self.placeholder, "{question}"):
                 if self._prompt.count(part) != 1:
                     raise UserError(f"prompt {self._prompt!r} must hold {part} exactly once")
-        elif not processor.chat_template:
+        elif chat_template is None:
             raise UserError(
                 f"the '{facts.model_type}' checkpoint has no chat template, and its family has several prompts; "
                 f"give one, e.g. prompt='USER: {self.placeholder}\\n{{question}} ASSISTANT:'"
@@ -49,22 +80,28 @@ class BackboneProcessor:
 
     @classmethod
     def load(cls, source: str | Path, facts: BackboneFacts, *, prompt: str | None = None) -> "BackboneProcessor":
-        """Read the processor beside a checkpoint (a folder, or a hub id).
+        """Read what stands beside a checkpoint (a folder, or a hub id), in transformers' old and new file layouts.
 
         Raises:
-            UserError: there is none that transformers can read, or as the class.
+            UserError: something is missing or cannot be read, or as the class.
         """
+        local = {"local_files_only": Path(source).is_dir()}
         try:
-            processor = AutoProcessor.from_pretrained(source, local_files_only=Path(source).is_dir())
+            tokenizer = AutoTokenizer.from_pretrained(source, **local)
+            whole, _ = ProcessorMixin.get_processor_dict(source, **local)
+            if facts.medium == "image":
+                pictures, _ = ImageProcessingMixin.get_image_processor_dict(source, **local)
+            else:
+                pictures, _ = BaseVideoProcessor.get_video_processor_dict(source, **local)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"{source}: its processor cannot be read ({reason}); save it beside the model") from error
-        return cls(processor, facts, prompt=prompt)
+        return cls(tokenizer, facts, pictures, chat_template=whole.get("chat_template"), prompt=prompt)
 
     def pixel_values(self, frames: NDArray[np.uint8]) -> torch.Tensor:
-        """``(N, H, W, 3)`` uint8 RGB frames -> ``(N, 3, side, side)`` float32, as the checkpoint's processor does."""
-        preprocess = self._image_pixels if self.facts.medium == "image" else self._video_pixels
-        return _in_chunks(preprocess, frames)
+        """``(N, H, W, 3)`` uint8 RGB frames -> ``(N, 3, side, side)`` float32, resized and normalised."""
+        parts = np.split(frames, range(PIXEL_CHUNK, len(frames), PIXEL_CHUNK))
+        return torch.cat([self._pictures(list(part), return_tensors="pt")["pixel_values"] for part in parts])
 
     def prompt_text(self, question: str) -> str:
         """The prompt with one placeholder.
@@ -77,8 +114,12 @@ class BackboneProcessor:
         if self._prompt is not None:
             return self._prompt.replace("{question}", question)
         content = [{"type": self.facts.medium}, {"type": "text", "text": question}]
-        turns = [{"role": "user", "content": content}]
-        text: str = self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        text: str = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=self._chat_template,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
         return text
 
     def prompt_ids(self, question: str, visual_tokens: int) -> torch.Tensor:
@@ -88,9 +129,8 @@ class BackboneProcessor:
             UserError: the chat template does not show exactly one medium, or as `prompt_text`.
         """
         text = self.prompt_text(question)
-        tokenizer = self.processor.tokenizer
-        begun = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-        ids: list[int] = tokenizer(text, add_special_tokens=not begun)["input_ids"]
+        begun = self.tokenizer.bos_token is not None and text.startswith(self.tokenizer.bos_token)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=not begun)["input_ids"]
         if ids.count(self.facts.placeholder_id) != 1:
             raise UserError(
                 f"the chat template makes {ids.count(self.facts.placeholder_id)} times {self.placeholder} of one "
@@ -99,23 +139,16 @@ class BackboneProcessor:
         place = ids.index(self.facts.placeholder_id)
         return torch.tensor([ids[:place] + [self.facts.placeholder_id] * visual_tokens + ids[place + 1 :]])
 
-    def _video_pixels(self, frames: NDArray[np.uint8]) -> torch.Tensor:
-        values: torch.Tensor = self.processor.video_processor(
-            videos=[frames], do_sample_frames=False, return_tensors="pt"
-        )["pixel_values_videos"][0]
-        return values
 
-    def _image_pixels(self, frames: NDArray[np.uint8]) -> torch.Tensor:
-        images = self.processor.image_processor
-        if not hasattr(images, "image_grid_pinpoints"):
-            values: torch.Tensor = images(list(frames), return_tensors="pt")["pixel_values"]
-            return values
-        side = self.facts.image_side  # one view and one tile of the whole frame: only the view is kept
-        views: torch.Tensor = images(list(frames), image_grid_pinpoints=[[side, side]], return_tensors="pt")[
-            "pixel_values"
-        ]
-        return views[:, 0]
+def _whole_frame(pictures: dict[str, Any], side: int) -> dict[str, Any]:
+    """Settings of an image processor that shows each frame once.
 
-
-def _in_chunks(preprocess: Callable[[NDArray[np.uint8]], torch.Tensor], frames: NDArray[np.uint8]) -> torch.Tensor:
-    return torch.cat([preprocess(part) for part in np.split(frames, range(PIXEL_CHUNK, len(frames), PIXEL_CHUNK))])
+    Where the checkpoint tiles its images (``image_grid_pinpoints``), a frame is their base view: the whole picture,
+    resized to a square. The other settings are taken as they are.
+    """
+    settings = {name: pictures[name] for name in _SETTINGS if name in pictures}
+    if pictures.get("image_grid_pinpoints"):
+        settings |= {"size": {"height": side, "width": side}, "do_center_crop": False}
+    elif settings.get("crop_size") is None:
+        settings["do_center_crop"] = False
+    return settings
