@@ -17,12 +17,14 @@ from longvid_train.models.backbones.llava_next_video import LlavaNextVideo
 from longvid_train.models.backbones.llava_onevision import LlavaOnevision
 from longvid_train.models.backbones.protocol import BackboneFacts
 from longvid_train.models.backbones.video_llava import VideoLlava
+from longvid_train.models.backbones.video_llava_joint import VideoLlavaJoint
 from longvid_train.models.llama_vid.loading import load_whole, read_model_type
 
-AnyBackbone = LlavaOnevision | LlavaNextVideo | VideoLlava | LlavaInterleave | LlavaNext
+AnyBackbone = LlavaOnevision | LlavaNextVideo | VideoLlava | VideoLlavaJoint | LlavaInterleave | LlavaNext
 
 BACKBONES: dict[str, type[AnyBackbone]] = {
-    kind.model_class.__name__: kind for kind in (LlavaOnevision, LlavaNextVideo, VideoLlava, LlavaInterleave, LlavaNext)
+    kind.model_class.__name__: kind
+    for kind in (LlavaOnevision, LlavaNextVideo, VideoLlava, VideoLlavaJoint, LlavaInterleave, LlavaNext)
 }
 """By the name of transformers' class."""
 
