@@ -1,5 +1,7 @@
 """Token counts, windows and widths at the public checkpoints' configurations, built on the meta device."""
 
+from functools import cache
+
 import pytest
 import torch
 from transformers import (
@@ -114,6 +116,7 @@ PUBLIC = {
 }
 
 
+@cache
 def skeleton(name):
     return backbone_skeleton(PUBLIC[name][0]())
 
@@ -160,7 +163,6 @@ def test_adaptations_make_the_papers_counts(name, adaptation, frames, count):
     backbone = skeleton(name)
     plan = parse_adaptation(adaptation, where="test").plan_frames(frames, backbone.facts.grid)
     assert plan.visual_tokens == count
-    assert tuple(meta_tokens(backbone, plan).shape) == (count, PUBLIC[name][-1])
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,20 @@
 """Which class a checkpoint gets, what its configuration says, and what is refused before weights are read."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
+from longvid_train.adaptation.reading import load_adaptation
+from longvid_train.adaptation.settings import Adaptation
 from longvid_train.errors import UserError
-from longvid_train.models.backbones import backbone_skeleton, load_backbone, read_facts
-from longvid_train.models.backbones.load import BACKBONES, read_config
+from longvid_train.models.backbones import backbone_skeleton, load_backbone, read_facts, video_tokens
+from longvid_train.models.backbones.load import BACKBONES, MODEL_TYPES, read_config
 from tests.models import tiny_backbones as tiny
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "adaptations"
 
 # What matters of the config.json of llava-hf/LLaVA-NeXT-Video-7B-hf at revision 6ae32f6 and of 7B-DPO at d30328a.
 EARLY_NEXT_VIDEO = {
@@ -100,9 +105,6 @@ def test_early_next_video_weights_load_under_their_own_class(saved, tmp_path):
 
 
 def test_the_dtype_asked_for_is_the_dtype_of_the_tokens(saved):
-    from longvid_train.adaptation.settings import Adaptation
-    from longvid_train.models.backbones import video_tokens
-
     backbone = load_backbone(saved / "video_llava", dtype=torch.bfloat16)
     plan = Adaptation().plan_frames(2, backbone.facts.grid)
     with torch.no_grad():
@@ -138,6 +140,12 @@ def test_configurations_that_do_not_fit_are_refused_before_weights_are_read(fiel
 def test_towers_that_the_family_does_not_have_are_refused(name, fields, said, saved, tmp_path):
     with pytest.raises(UserError, match=said):
         read_facts(edited(saved, name, tmp_path, **fields))
+
+
+def test_shipped_adaptations_name_backbones_that_exist():
+    named = [load_adaptation(path).backbones for path in sorted(CONFIGS.rglob("*.yaml"))]
+    assert len(named) >= 30 and sum(map(bool, named)) >= 26
+    assert {name for names in named for name in names} <= MODEL_TYPES.keys()
 
 
 def test_llava_1_5_is_no_interleave_checkpoint():
