@@ -20,12 +20,15 @@ if [[ ! -d $out/start ]]; then
     $longvid init --out $out/start
 fi
 
+say "encoding every frame once: the vision tower is frozen in all stages"
+$longvid predict --config configs/llama_vid/nano/features.yaml
+
 for stage in 1 2 3; do
     if [[ ! -d $out/stage$stage/model ]]; then
         say "training stage $stage"
         resume=()
         if compgen -G "$out/stage$stage/checkpoints/last*.ckpt" > /dev/null; then resume=(--ckpt_path last); fi
-        $longvid fit --config configs/llama_vid/nano/stage$stage.yaml "${resume[@]}"
+        $longvid fit --config configs/llama_vid/nano/stage$stage.yaml --data.media.features $out/features "${resume[@]}"
     fi
 done
 

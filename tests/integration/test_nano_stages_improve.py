@@ -43,8 +43,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder, "world", "--config", CONFIGS / "world/quickstart.yaml", "--out", "quickstart/world", "--workers", "2"
     )
     longvid(folder, "init", "--out", "quickstart/start")
+    longvid(folder, "predict", "--config", CONFIGS / "llama_vid/nano/features.yaml")
+    features = ("--data.media.features", "quickstart/features")
     for stage in (1, 2, 3):
-        longvid(folder, "fit", "--config", CONFIGS / f"llama_vid/nano/stage{stage}.yaml")
+        longvid(folder, "fit", "--config", CONFIGS / f"llama_vid/nano/stage{stage}.yaml", *features)
     return folder
 
 
