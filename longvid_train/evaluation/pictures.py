@@ -32,7 +32,7 @@ def best_sample(samples: Sequence[SampleQuestion]) -> SampleQuestion | None:
 def sample_png(sample: SampleQuestion) -> bytes:
     """Draw a sample with frames, 1100 pixels wide, on white; at most 8 frames, evenly chosen."""
     strip = sample.strips[0]
-    chosen = thin_out(len(strip.frames), _COLUMNS)
+    chosen = thin_out(len(strip.frames), _COLUMNS, strip.evidence)
     lines = textwrap.wrap(without_placeholders(sample.after.question), 92)
     with mpl.rc_context({"font.family": "DejaVu Sans", "text.color": INK, "text.parse_math": False}):
         aspect = strip.frames[0].shape[0] / strip.frames[0].shape[1]

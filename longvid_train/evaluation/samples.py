@@ -1,7 +1,7 @@
 """Sample questions of a run with the frames that the model was shown."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +29,9 @@ from longvid_train.video import (
     select,
 )
 
+_Shown = tuple[Path, Media, tuple[float, float] | None]
+"""A file, how its row shows it, and when the evidence is on screen (seconds)."""
+
 MOST_FRAMES = 16
 SHORTEST_EDGE = 128
 """Pixels: enough for a thumbnail on a dense screen; smaller frames stay as they are."""
@@ -43,12 +46,14 @@ class Strip:
         frames: ``(h, w, 3)`` uint8 RGB each.
         times_s: presentation time of each frame; None for a still image.
         shown: frames the model was shown, of which these are an even choice.
+        evidence: index of the frame that the manifest names as evidence (``meta.evidence_s``), if it names any.
     """
 
     path: str
     frames: tuple[NDArray[np.uint8], ...]
     times_s: tuple[float | None, ...]
     shown: int
+    evidence: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,7 +93,7 @@ def read_samples(run: Run, most: int) -> tuple[SampleQuestion, ...]:
     media = _media_by_id(run, {run.after[row].id for row in rows})
     files = list(dict.fromkeys(medium for row in rows for medium in media[run.after[row].id]))
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        strips = dict(zip(files, pool.map(lambda file: _strip(file[0], file[1], options), files), strict=True))
+        strips = dict(zip(files, pool.map(lambda file: _strip(file[0], file[1], file[2], options), files), strict=True))
     return tuple(
         SampleQuestion(
             before=run.before[row],
@@ -125,20 +130,38 @@ def _sampling(values: dict[str, Any]) -> Sampling:
     raise TypeError("sampling needs count, fps or times_s")
 
 
-def thin_out(count: int, most: int) -> list[int]:
-    """At most ``most`` indices spread evenly over ``range(count)``, first and last included."""
+def thin_out(count: int, most: int, keep: int | None = None) -> list[int]:
+    """At most ``most`` indices spread evenly over ``range(count)``, first and last included.
+
+    ``keep`` takes the place of the nearest of them, if it is not among them.
+    """
     if count <= most:
         return list(range(count))
-    return [int(index) for index in np.linspace(0, count - 1, most).round()]
+    even = [int(index) for index in np.linspace(0, count - 1, most).round()]
+    if keep is not None:
+        even[min(range(most), key=lambda place: abs(even[place] - keep))] = keep
+    return even
 
 
-def read_strip(path: Path, times_s: Sequence[float], options: MediaOptions) -> Strip:
-    """Decode an even choice of the frames at ``times_s`` in a process of its own.
+def evidence_index(times_s: Sequence[float], evidence_s: tuple[float, float] | None) -> int | None:
+    """Index of the middle one of the frames that show the evidence; None without evidence or a frame of it."""
+    if evidence_s is None:
+        return None
+    inside = [index for index, time_s in enumerate(times_s) if evidence_s[0] <= time_s <= evidence_s[1]]
+    return inside[len(inside) // 2] if inside else None
+
+
+def read_strip(
+    path: Path, times_s: Sequence[float], options: MediaOptions, evidence_s: tuple[float, float] | None = None
+) -> Strip:
+    """Decode an even choice of the frames at ``times_s``, one of the evidence among them, in a process of its own.
 
     Raises:
         UserError: the video cannot be read.
     """
-    chosen = tuple(times_s[index] for index in thin_out(len(times_s), MOST_FRAMES))
+    evidence = evidence_index(times_s, evidence_s)
+    indices = thin_out(len(times_s), MOST_FRAMES, evidence)
+    chosen = tuple(times_s[index] for index in indices)
     clip: VideoClip = read_clip(
         path,
         AtTimes(times_s=chosen),
@@ -149,7 +172,11 @@ def read_strip(path: Path, times_s: Sequence[float], options: MediaOptions) -> S
         exact=options.exact,
     )
     return Strip(
-        path=str(path), frames=tuple(clip.frames), times_s=tuple(clip.timestamps_s.tolist()), shown=len(times_s)
+        path=str(path),
+        frames=tuple(clip.frames),
+        times_s=tuple(clip.timestamps_s.tolist()),
+        shown=len(times_s),
+        evidence=None if evidence is None else indices.index(evidence),
     )
 
 
@@ -164,20 +191,30 @@ def image_strip(path: Path, options: MediaOptions) -> Strip:
     return Strip(path=str(path), frames=(np.asarray(picture),), times_s=(None,), shown=1)
 
 
-def _media_by_id(run: Run, ids: set[str]) -> dict[str, list[tuple[Path, Media]]]:
-    """Path and medium of each medium of the rows with these ids."""
+def _media_by_id(run: Run, ids: set[str]) -> dict[str, list[_Shown]]:
+    """Path, medium and evidence of each medium of the rows with these ids."""
     path = run.folder / CONFIG_FILE
     named = config_value(run.config, "data.init_args.test", path)
-    found: dict[str, list[tuple[Path, Media]]] = {}
+    found: dict[str, list[_Shown]] = {}
     for name in [named] if isinstance(named, str) else named:
         manifest = _unchanged_manifest(Path(name), run)
         for sample in manifest:
             if sample.id in ids:
-                found[sample.id] = [(manifest.path.parent / medium.path, medium) for medium in sample.media]
+                evidence_s = _evidence_s(sample.meta)
+                found[sample.id] = [(manifest.path.parent / medium.path, medium, evidence_s) for medium in sample.media]
     missing = sorted(ids - found.keys())
     if missing:
         raise UserError(f"{path}: data.test has no row '{missing[0]}' that the run answered; --samples 0 shows none")
     return found
+
+
+def _evidence_s(meta: Mapping[str, Any]) -> tuple[float, float] | None:
+    """``meta.evidence_s`` of a row with one question: start and end in seconds."""
+    match meta.get("evidence_s"):
+        case [int() | float() as start_s, int() | float() as end_s]:
+            return float(start_s), float(end_s)
+        case _:
+            return None
 
 
 def _unchanged_manifest(path: Path, run: Run) -> Manifest:
@@ -191,7 +228,7 @@ def _unchanged_manifest(path: Path, run: Run) -> Manifest:
     return manifest
 
 
-def _strip(path: Path, medium: Media, options: MediaOptions) -> Strip:
+def _strip(path: Path, medium: Media, evidence_s: tuple[float, float] | None, options: MediaOptions) -> Strip:
     if medium.type == "image":
         return image_strip(path, options)
     sampling = options.sampling
@@ -199,4 +236,4 @@ def _strip(path: Path, medium: Media, options: MediaOptions) -> Strip:
         sampling = replace(sampling, start_s=medium.start_s, end_s=medium.end_s)
     info = probe(path, isolated=True, limits=options.limits)
     indices = select(sampling, info.timestamps_s, info.duration_s)
-    return read_strip(path, info.timestamps_s[indices].tolist(), options)
+    return read_strip(path, info.timestamps_s[indices].tolist(), options, evidence_s)

@@ -9,7 +9,7 @@ import pytest
 from longvid_train.errors import UserError
 from longvid_train.evaluation import reading
 from longvid_train.evaluation.reading import read_run
-from longvid_train.evaluation.samples import choose_rows, media_options, thin_out
+from longvid_train.evaluation.samples import choose_rows, evidence_index, media_options, thin_out
 from longvid_train.evaluation.summary import summarise
 from longvid_train.training import answers, record, tracking
 from longvid_train.video import FramesPerSecond
@@ -66,6 +66,16 @@ def test_frames_are_thinned_out_evenly() -> None:
     assert thin_out(5, 16) == [0, 1, 2, 3, 4]
     assert thin_out(31, 16) == list(range(0, 31, 2))
     assert thin_out(1000, 3) == [0, 500, 999]
+
+
+def test_the_evidence_is_among_the_frames_shown() -> None:
+    assert thin_out(1000, 3, keep=30) == [30, 500, 999]
+    assert thin_out(1000, 3, keep=500) == [0, 500, 999]
+    assert thin_out(4, 16, keep=2) == [0, 1, 2, 3]
+    times_s = [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert evidence_index(times_s, (0.5, 3.2)) == 2
+    assert evidence_index(times_s, (1.1, 1.9)) is None
+    assert evidence_index(times_s, None) is None
 
 
 def test_media_settings_come_from_the_config(make_run: MakeRun) -> None:
