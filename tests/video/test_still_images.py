@@ -48,7 +48,7 @@ def test_bad_images_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:4000])
     with pytest.raises(UserError, match=r"cut\.png: the image cannot be read"):
         read_image(tmp_path / "cut.png")
-    with pytest.raises(UserError, match=r"4096 pixels a frame .64x64., more than max_pixels_per_frame = 100"):
+    with pytest.raises(UserError, match=r"4096 pixels a frame .64x64., more than limits.max_pixels_per_frame = 100"):
         read_image(tmp_path / "a.png", limits=DecodeLimits(max_pixels_per_frame=100))
     with pytest.raises(UserError, match="only local images"):
         read_image("https://example.org/a.png")
