@@ -13,8 +13,6 @@ from transformers import VideoLlavaConfig, VideoLlavaForConditionalGeneration
 
 from longvid_train.errors import UserError
 from longvid_train.models.backbones.joint_tower import JointVisionTower
-from longvid_train.models.backbones.pooling import pool_average
-from longvid_train.models.backbones.projected import ProjectedFrames
 from longvid_train.models.backbones.protocol import BackboneFacts
 from longvid_train.models.backbones.video_llava import VideoLlava
 from longvid_train.models.backbones.windows import trained_windows
@@ -53,15 +51,10 @@ class JointVideoLlavaForConditionalGeneration(VideoLlavaForConditionalGeneration
         self.model.video_tower = JointVisionTower(config.vision_config, config.joint_frames)
 
 
-class VideoLlavaJoint(ProjectedFrames):
+class VideoLlavaJoint(VideoLlava):
     """Video-LLaVA with temporal attention."""
 
     model_class: ClassVar[Any] = JointVideoLlavaForConditionalGeneration
-
-    def __init__(self, model: Any) -> None:
-        super().__init__(
-            model, self.facts_of(model.config), tower=model.model.video_tower, pooling=pool_average, left_out=0
-        )
 
     @staticmethod
     def facts_of(config: Any) -> BackboneFacts:
