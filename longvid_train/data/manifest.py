@@ -1,24 +1,29 @@
 """The one manifest format: a JSON Lines file, one sample a row (docs/data.md shows a row and lists every rule).
 
 Reading parses and checks every row once and keeps 16 bytes of each (its byte offset and line number); a row is parsed
-again when it is asked for. So a manifest of any size costs little memory, pickles to a worker cheaply, and is whole
-from the start.
+again when it is asked for. Repeated ids are looked for on disk. So a manifest of any size costs little memory, pickles
+to a worker cheaply, and is whole from the start.
 """
 
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
 
+from longvid_train.data.repeats import Repeats
 from longvid_train.data.row_checks import RowError, parse_sample
 from longvid_train.errors import UserError
 from longvid_train.files import atomic_path
 
 MediaType = Literal["image", "video"]
 Role = Literal["user", "assistant"]
+
+_KNOWN_FILES = 1 << 16
+"""Files whose existence is remembered while a manifest is read; rows about one file mostly stand together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,24 +145,22 @@ class Manifest:
     def _scan(self) -> str:
         """Check every row, remember where each starts, and return the file's SHA-256."""
         digest = hashlib.sha256()
-        first_line_of: dict[str, int] = {}
-        known_files: set[str] = set()
+        is_file = lru_cache(maxsize=_KNOWN_FILES)(lambda path: self.resolve(path).is_file())
         offset = 0
-        with _open_manifest(self.path) as stream:
+        with _open_manifest(self.path) as stream, Repeats() as ids:
             for number, raw in enumerate(stream, start=1):
                 digest.update(raw)
                 if raw.strip():
                     sample = self._parse(raw, number)
-                    earlier = first_line_of.setdefault(sample.id, number)
-                    if earlier != number:
-                        self._fail(
-                            number, f"id '{sample.id}' was already used on line {earlier}; every row needs its own id"
-                        )
                     if self.rules.check_files:
-                        self._check_files(sample, number, known_files)
+                        self._check_files(sample, number, is_file)
+                    ids.add(sample.id, number)
                     self._offsets.append(offset)
                     self._lines.append(number)
                 offset += len(raw)
+            repeated = ids.first()
+        if repeated is not None:
+            self._fail(repeated.rows[1], _used_again(repeated.key, repeated.rows[0]))
         return digest.hexdigest()
 
     def _parse(self, raw: bytes, number: int) -> Sample:
@@ -168,19 +171,20 @@ class Manifest:
         except RowError as error:
             self._fail(number, str(error))
 
-    def _check_files(self, sample: Sample, number: int, known_files: set[str]) -> None:
+    def _check_files(self, sample: Sample, number: int, is_file: Callable[[str], bool]) -> None:
         for position, media in enumerate(sample.media):
             for key, path in (("path", media.path), ("subtitles", media.subtitles)):
-                if path is None or path in known_files:
-                    continue
-                if not self.resolve(path).is_file():
+                if path is not None and not is_file(path):
                     self._fail(
                         number, f"field 'media[{position}].{key}' names '{self.resolve(path)}', which is not a file"
                     )
-                known_files.add(path)
 
     def _fail(self, number: int, message: str) -> NoReturn:
         raise UserError(f"{self.path}:{number}: {message}")
+
+
+def _used_again(sample_id: str, line: int) -> str:
+    return f"id '{sample_id}' was already used on line {line}; every row needs its own id"
 
 
 def _version(path: Path) -> tuple[int, int]:
@@ -211,19 +215,21 @@ def write_manifest(rows: Iterable[Sample], path: str | Path) -> int:
         UserError: a row breaks a rule or repeats an id; nothing is written then.
     """
     target = Path(path)
-    first_line_of: dict[str, int] = {}
-    with atomic_path(target) as temporary, temporary.open("wb") as stream:
-        for number, row in enumerate(rows, start=1):
-            try:
-                raw = sample_to_json(row)
-                sample_from_json(raw, require_answer=False, allow_outside=True)
-            except RowError as error:
-                raise UserError(f"{target}:{number} (not written): {error}") from error
-            earlier = first_line_of.setdefault(row.id, number)
-            if earlier != number:
-                raise UserError(f"{target}:{number} (not written): id '{row.id}' was already used on line {earlier}")
-            stream.write(raw + b"\n")
-    return len(first_line_of)
+    number = 0
+    with atomic_path(target) as temporary, Repeats() as ids:
+        with temporary.open("wb") as stream:
+            for number, row in enumerate(rows, start=1):
+                try:
+                    raw = sample_to_json(row)
+                    sample_from_json(raw, require_answer=False, allow_outside=True)
+                except RowError as error:
+                    raise UserError(f"{target}:{number} (not written): {error}") from error
+                ids.add(row.id, number)
+                stream.write(raw + b"\n")
+        repeated = ids.first()
+        if repeated is not None:
+            raise UserError(f"{target}:{repeated.rows[1]} (not written): {_used_again(repeated.key, repeated.rows[0])}")
+    return number
 
 
 def sample_to_json(sample: Sample) -> bytes:
