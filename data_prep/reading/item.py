@@ -1,0 +1,26 @@
+"""What a reader yields: one value and the line it starts on, or what is wrong with it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One element of an annotation file.
+
+    Attributes:
+        file: name of the file, as the user gave it.
+        line: line on which the element starts, counted from 1.
+        value: the parsed element; None if it could not be parsed.
+        problem: why it could not be parsed; the reader could go on behind it.
+    """
+
+    file: str
+    line: int
+    value: Any = None
+    problem: str | None = None
+
+    @property
+    def where(self) -> str:
+        """``file:line``."""
+        return f"{self.file}:{self.line}"
