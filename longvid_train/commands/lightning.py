@@ -28,6 +28,8 @@ def run(subcommand: str, arguments: list[str]) -> int:
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "jsonargparse"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
+    # torchdata 0.11 calls a function of torch that does nothing any more.
+    warnings.filterwarnings("ignore", message="'set_vital' is deprecated", module="torchdata")
     transformers.utils.logging.disable_progress_bar()
     try:
         RunCLI(subcommand, arguments)

@@ -1,16 +1,18 @@
 """Batches in an order that is a pure function of (seed, epoch, rank), and a loader that resumes mid-epoch.
 
-Because the order is pure, the whole state of a loader is (epoch, batches consumed): nothing of the workers need be
-saved, rows that workers had read ahead are read again, and a run may resume with another number of workers. Lightning
-saves and restores that state with its checkpoints (``state_dict`` / ``load_state_dict`` of a train loader). A
-stateless loader would replay the epoch from batch 0. docs/data.md says what torchdata's loader was measured to lack.
+The loader is torchdata's ``StatefulDataLoader``: it knows how far the batches that training got are behind those that
+workers were asked for. Because the order is pure, that place (epoch, batches consumed) is all that a resumed run
+needs: rows that workers had read ahead are read again, and a run may resume with another number of workers. Lightning
+saves and restores the state with its checkpoints (``state_dict`` / ``load_state_dict`` of a train loader).
+docs/data.md says what is added to torchdata's loader, and why.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from longvid_train.data.collate import PaddingSide, collate, pack
 from longvid_train.data.conversation import EncodedSample
@@ -43,54 +45,66 @@ class BatchRows(Dataset[list[EncodedSample] | BatchFailure]):
 class BatchSampler(DistributedSampler[Any]):
     """Yields one rank's batches as lists of `Draw`s.
 
-    A ``DistributedSampler``, so that Lightning sets its epoch and does not replace it.
+    A ``DistributedSampler``, so that Lightning sets its epoch and does not replace it; stateful, so that torchdata
+    notes its place with every batch it asks workers for.
 
     Attributes:
         order: the pure order.
-        first_batch: batches the next iteration leaves out (a resumed epoch); back to 0 afterwards.
+        batches: batches drawn in this epoch.
     """
 
     def __init__(self, dataset: BatchRows, order: BatchOrder, rank: int) -> None:
         """Sample ``order`` for ``rank``."""
         super().__init__(dataset, num_replicas=order.world_size, rank=rank, shuffle=order.shuffle, seed=order.seed)
         self.order = order
-        self.first_batch = 0
+        self.batches = 0
+        self._first = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; a new one starts at its first batch."""
         if epoch != self.epoch:
-            self.first_batch = 0
-        super().set_epoch(epoch)
+            self._start_at(epoch, 0)
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and batches drawn in it."""
+        return {"epoch": self.epoch, "batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Begin the next iteration behind the batches drawn; after a whole epoch, at the start of the next."""
+        finished = state["batches"] >= len(self)
+        self._start_at(state["epoch"] + finished, 0 if finished else state["batches"])
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        # A generator: with workers, a loader makes two iterators and uses the second.
-        first, self.first_batch = self.first_batch, 0
-        epoch = self.epoch
-        for batch in self.order.batches(epoch, self.rank)[first:]:
-            yield [Draw(row, epoch) for row in batch]
+        self.batches = self._first
+        return self._drawn(self.epoch, self._first)
 
     def __len__(self) -> int:
         return self.order.batch_count(self.rank)
 
+    def _start_at(self, epoch: int, first: int) -> None:
+        super().set_epoch(epoch)
+        self.batches = self._first = first
 
-class ManifestLoader(DataLoader[Any]):
-    """A ``DataLoader`` of `Batch`es that resumes mid-epoch and raises a worker's failure as one line.
+    def _drawn(self, epoch: int, first: int) -> Iterator[list[Draw]]:
+        """Forgets where to begin with the first batch: a loader with workers makes two iterators, uses the second."""
+        self._first = 0
+        for batch in self.order.batches(epoch, self.rank)[first:]:
+            self.batches += 1
+            yield [Draw(row, epoch) for row in batch]
 
-    Make it with `make_loader`, which gives it a `BatchSampler`.
+
+class ManifestLoader(StatefulDataLoader[Any]):  # type: ignore[misc]
+    """A ``StatefulDataLoader`` of `Batch`es whose state says which order it belongs to and suits any number of workers.
+
+    A worker's failure is raised as one line. Make it with `make_loader`, which gives it a `BatchSampler`.
     """
 
-    _epoch = 0
-    _consumed = 0
-
     def __iter__(self) -> Any:
-        sampler = self._batch_sampler()
-        self._epoch = sampler.epoch
-        self._consumed = sampler.first_batch
         return self._checked(super().__iter__())
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch, batches consumed in it, and the order they belong to. The same on every rank."""
-        return {"epoch": self._epoch, "batches": self._consumed, "order": self._order_record()}
+        """``epoch``, ``batches`` consumed in it, and the ``order`` they belong to. The same on every rank."""
+        return {**self._place(), "order": self._order_record()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue behind the batches consumed; after a whole epoch, at the start of the next.
@@ -104,18 +118,25 @@ class ManifestLoader(DataLoader[Any]):
                     f"the checkpoint's data order has {name} = {state['order'].get(name)} and this run has {value}; "
                     "resume with the settings the run was started with, or start a new run from its weights"
                 )
-        sampler = self._batch_sampler()
-        finished = state["batches"] >= len(self)
-        sampler.set_epoch(state["epoch"] + 1 if finished else state["epoch"])
-        sampler.first_batch = 0 if finished else state["batches"]
-        self._epoch, self._consumed = sampler.epoch, sampler.first_batch
+        # torchdata's own state can only be loaded with as many workers as it was saved with; the sampler's place can
+        # with any. An empty state makes torchdata drop the iterator it has and ask the sampler again.
+        super().load_state_dict({})
+        self._batch_sampler().load_state_dict(state)
+
+    def _place(self) -> dict[str, int]:
+        """The sampler's state behind the last batch consumed, which torchdata keeps while workers read ahead."""
+        if self._iterator is None:
+            return self._batch_sampler().state_dict()
+        state = super().state_dict()
+        noted = state["_snapshot"]["_main_snapshot"] if self.num_workers else state
+        place: dict[str, int] = noted["_index_sampler_state"]
+        return place
 
     def _checked(self, batches: Iterator[Batch | BatchFailure | None]) -> Iterator[Batch]:
-        """Count batches, raise failures, and leave out a batch whose rows were all skipped."""
+        """Raise failures, and leave out a batch whose rows were all skipped."""
         for batch in batches:
             if isinstance(batch, BatchFailure):
                 raise UserError(batch.message)
-            self._consumed += 1
             if batch is not None:
                 yield batch
             elif self._batch_sampler().order.world_size > 1:

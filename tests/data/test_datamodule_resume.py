@@ -1,5 +1,6 @@
 """The data module under Lightning: configs, ranks, workers, failures, and a resume in the middle of an epoch."""
 
+import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from jsonargparse import ArgumentParser
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from longvid_train.data.conversation import ConversationOptions
 from longvid_train.data.datamodule import ManifestDataModule, ManifestSource
@@ -87,7 +89,15 @@ def checkpoint_every_step(folder: Path) -> pl.callbacks.ModelCheckpoint:
 
 @pytest.mark.parametrize(
     ("first_workers", "then_workers", "grouped", "crash_after"),
-    [(0, 0, False, 7), (2, 2, True, 7), (2, 0, False, 2), (0, 0, False, 5), (0, 0, True, 10)],
+    [
+        (0, 0, False, 7),
+        (2, 2, True, 7),
+        (2, 0, False, 2),
+        (0, 2, False, 4),
+        (1, 2, False, 6),
+        (0, 0, False, 5),
+        (0, 0, True, 10),
+    ],
 )
 def test_resume_gives_exactly_the_remaining_batches(
     make_module: Any, tmp_path: Path, first_workers: int, then_workers: int, grouped: bool, crash_after: int
@@ -145,9 +155,9 @@ def test_reading_the_number_of_steps_first_does_not_lose_the_place(
 def loader_of(module: ManifestDataModule, **changes: Any) -> ManifestLoader:
     dataset = module.dataset("train")
     options: dict[str, Any] = {"seed": 1, "shuffle": True, "batch_size": 2, **changes}
-    rank = options.pop("rank", 0)
+    rank, num_workers = options.pop("rank", 0), options.pop("num_workers", 0)
     order = RowOrder(strata=(Stratum(range(len(dataset))),), **options)
-    return make_loader(dataset, order, BatchCollator(module.processor), rank=rank)
+    return make_loader(dataset, order, BatchCollator(module.processor), rank=rank, num_workers=num_workers)
 
 
 def ids_of(loader: ManifestLoader) -> list[str]:
@@ -159,7 +169,7 @@ def test_two_ranks_share_no_row(make_module: Any) -> None:
     ranks = [loader_of(module, world_size=2, rank=rank) for rank in range(2)]
     for epoch in range(2):
         for loader in ranks:
-            loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+            loader.sampler.set_epoch(epoch)
         ids = [ids_of(loader) for loader in ranks]
         assert [len(rank) for rank in ids] == [4, 4]
         assert len(set(ids[0] + ids[1])) == 8
@@ -171,6 +181,44 @@ def test_a_second_pass_starts_at_the_first_row_again(make_module: Any) -> None:
     loader.load_state_dict({**loader.state_dict(), "epoch": 0, "batches": 1})
     assert ids_of(loader) == first[2:]
     assert ids_of(loader) == first
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_state_is_that_of_the_batches_consumed_not_of_those_read_ahead(make_module: Any, num_workers: int) -> None:
+    loader = loader_of(make_module(text_rows(12)), num_workers=num_workers)
+    assert isinstance(loader, StatefulDataLoader)
+    assert (loader.state_dict()["epoch"], loader.state_dict()["batches"]) == (0, 0)
+    assert multiprocessing.active_children() == [], "asking an idle loader starts no workers"
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        batches, places = iter(loader), []
+        for _ in range(6):
+            next(batches)
+            places.append((loader.state_dict()["epoch"], loader.state_dict()["batches"]))
+        assert places == [(epoch, consumed) for consumed in range(1, 7)]
+        assert next(batches, None) is None
+        assert places[-1] == (epoch, loader.state_dict()["batches"])
+
+
+def test_a_pass_that_is_broken_off_is_begun_again(make_module: Any) -> None:
+    loader = loader_of(make_module(text_rows(6)), shuffle=False)
+    assert next(iter(loader))["sample_ids"] == ["0", "1"]
+    assert ids_of(loader) == [f"{row}" for row in range(6)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_loading_a_state_discards_the_batches_read_ahead(make_module: Any, num_workers: int) -> None:
+    loader = loader_of(make_module(text_rows(8)), shuffle=False, num_workers=num_workers)
+    batches = iter(loader)
+    next(batches)
+    state = loader.state_dict()
+    next(batches)
+    next(batches)
+    loader.load_state_dict(state)
+    assert loader.state_dict() == state
+    assert ids_of(loader) == [f"{row}" for row in range(2, 8)]
+    loader.load_state_dict({**state, "batches": 4})
+    assert (loader.state_dict()["epoch"], loader.state_dict()["batches"]) == (1, 0), "a whole epoch is behind"
 
 
 def test_resuming_with_another_order_is_refused(make_module: Any) -> None:
