@@ -20,9 +20,9 @@ from longvid_train.data.conversation import (
     shown_media,
     token_counts,
 )
-from longvid_train.data.manifest import Turn
+from longvid_train.data.manifest import MediaType, Turn
 from longvid_train.data.processing import MultimodalProcessor
-from longvid_train.data.templates import ChatTemplate
+from longvid_train.data.templates import Template
 from longvid_train.errors import UserError
 from longvid_train.types import ALL_PATCHES, Shortening
 
@@ -64,6 +64,7 @@ class RowPlan:
         options: the conversation options with the row's content grids.
         cut_answer: whether the last answer ends at ``max_tokens``.
         frames: distinct frames of the row, images counted as one.
+        showings: content grid and frames of each showing, in reading order.
         shortening: what was left out; None when nothing was.
     """
 
@@ -74,6 +75,7 @@ class RowPlan:
     options: ConversationOptions
     cut_answer: bool
     frames: int
+    showings: tuple[tuple[int, int], ...]
     shortening: Shortening | None
 
 
@@ -83,7 +85,7 @@ class RowPlanner:
     def __init__(
         self,
         processor: MultimodalProcessor,
-        template: ChatTemplate,
+        template: Template,
         options: ConversationOptions,
         budget: TokenBudget,
         *,
@@ -128,6 +130,7 @@ class RowPlanner:
             options=draft.options,
             cut_answer=draft.cut_answer,
             frames=draft.frames,
+            showings=draft.showings,
             shortening=_shortening(whole, draft),
         )
 
@@ -148,14 +151,14 @@ class RowPlanner:
 
     def _fewer_frames(self, draft: "_Draft") -> "_Draft":
         """Thin all videos to the largest common number of frames that fits, or to ``min_frames``."""
-        costs = [self._tokens_of_frame(draft, medium) for medium in shown_media(draft.turns, draft.options)]
         shown = [draft.layouts[medium] for medium in shown_media(draft.turns, draft.options)]
         room = draft.options.max_tokens - draft.tokens.text
 
         def visual(frames: int) -> int:
             return sum(
-                cost * (min(layout.frame_count, frames) if layout.type == "video" else layout.frame_count)
-                for cost, layout in zip(costs, shown, strict=True)
+                self._visual_tokens(draft, layout.type, min(layout.frame_count, frames))
+                for layout in shown
+                if layout.frame_count
             )
 
         longest = max((layout.frame_count for layout in draft.layouts if layout.type == "video"), default=0)
@@ -203,8 +206,8 @@ class RowPlanner:
                 )
         return draft
 
-    def _tokens_of_frame(self, draft: "_Draft", medium: int) -> int:
-        return self._processor.tokens_per_frame(content_grid(draft.layouts[medium].type, draft.options))
+    def _visual_tokens(self, draft: "_Draft", kind: MediaType, frames: int) -> int:
+        return sum(self._processor.frame_tokens(content_grid(kind, draft.options), frames))
 
     def _complaint(self, whole: "_Draft", draft: "_Draft") -> str:
         limit = self._options.max_tokens
@@ -232,6 +235,11 @@ class _Draft:
     @property
     def frames(self) -> int:
         return sum(layout.frame_count for layout in self.layouts)
+
+    @property
+    def showings(self) -> tuple[tuple[int, int], ...]:
+        shown = [self.layouts[medium] for medium in shown_media(self.turns, self.options)]
+        return tuple((content_grid(layout.type, self.options), layout.frame_count) for layout in shown)
 
 
 def _shortening(whole: _Draft, draft: _Draft) -> Shortening | None:

@@ -19,12 +19,12 @@ from longvid_train.data.placement import (
 )
 from longvid_train.data.processing import MultimodalProcessor
 from longvid_train.data.templates import (
-    ChatTemplate,
     EndPiece,
+    IdsPiece,
     Piece,
     ShowingPiece,
+    Template,
     TextPiece,
-    conversation_pieces,
     piece_ids,
 )
 from longvid_train.errors import UserError
@@ -135,7 +135,7 @@ def encode_conversation(
     turns: Sequence[Turn],
     media: Sequence[LoadedMedium],
     processor: MultimodalProcessor,
-    template: ChatTemplate,
+    template: Template,
     options: ConversationOptions,
     *,
     sample_id: str,
@@ -162,7 +162,7 @@ def encode_conversation(
     """
     placed = _place(turns, options, f"{seed}:{epoch}:{sample_id}")
     layouts = [medium.layout for medium in media]
-    ids, labels = _token_ids(conversation_pieces(placed, template), layouts, processor, options)
+    ids, labels = _token_ids(placed, template, layouts, processor, options)
     if cut_answer and _last_answer_start(labels) < options.max_tokens:
         ids, labels = ids[: options.max_tokens], labels[: options.max_tokens]
     _check_length(len(ids), options, sample_id)
@@ -183,7 +183,7 @@ def encode_prompt(
     turns: Sequence[Turn],
     media: Sequence[LoadedMedium],
     processor: MultimodalProcessor,
-    template: ChatTemplate,
+    template: Template,
     options: ConversationOptions,
     *,
     sample_id: str = "prompt",
@@ -207,7 +207,7 @@ def token_counts(
     turns: Sequence[Turn],
     layouts: Sequence[MediumLayout],
     processor: MultimodalProcessor,
-    template: ChatTemplate,
+    template: Template,
     options: ConversationOptions,
 ) -> RowTokens:
     """Exact tokens of the encoded conversation, from frame counts and subtitle lines alone (nothing is decoded).
@@ -216,7 +216,7 @@ def token_counts(
     draw decides where newlines stand, and ``text`` is the most that any draw gives.
     """
     counts = [
-        _counted(conversation_pieces(placed, template), layouts, processor, options)
+        _counted(placed, template, layouts, processor, options)
         for placed in possible_placements(
             turns, media_per_turn=options.media_per_turn, position=options.placeholder_position
         )
@@ -229,7 +229,7 @@ def sequence_length(
     turns: Sequence[Turn],
     layouts: Sequence[MediumLayout],
     processor: MultimodalProcessor,
-    template: ChatTemplate,
+    template: Template,
     options: ConversationOptions,
 ) -> int:
     """Total of `token_counts`."""
@@ -240,7 +240,7 @@ def answer_regions(
     turns: Sequence[Turn],
     layouts: Sequence[MediumLayout],
     processor: MultimodalProcessor,
-    template: ChatTemplate,
+    template: Template,
     options: ConversationOptions,
 ) -> list[tuple[int, int]]:
     """Start and end (exclusive) of each answer's supervised tokens, with no medium moved to a turn's end."""
@@ -248,8 +248,8 @@ def answer_regions(
         possible_placements(turns, media_per_turn=options.media_per_turn, position=options.placeholder_position)
     )
     regions: list[tuple[int, int]] = []
-    position = len(_opening_ids(processor))
-    for piece, ids in _tokenised(conversation_pieces(placed, template), layouts, processor, options):
+    position = len(template.opening_ids(processor.tokenizer))
+    for piece, ids in _tokenised(template.pieces(placed), layouts, processor, options):
         if isinstance(piece, TextPiece) and piece.supervised:
             regions.append((position, position + len(ids)))
         elif isinstance(piece, EndPiece):
@@ -267,17 +267,17 @@ def shown_media(turns: Sequence[Turn], options: ConversationOptions) -> list[int
 
 
 def _counted(
-    pieces: Sequence[Piece],
+    placed: Sequence[PlacedTurn],
+    template: Template,
     layouts: Sequence[MediumLayout],
     processor: MultimodalProcessor,
     options: ConversationOptions,
 ) -> RowTokens:
-    total, visual = len(_opening_ids(processor)), 0
-    for piece, ids in _tokenised(pieces, layouts, processor, options):
+    total, visual = len(template.opening_ids(processor.tokenizer)), 0
+    for piece, ids in _tokenised(template.pieces(placed), layouts, processor, options):
         total += len(ids)
         if isinstance(piece, ShowingPiece):
-            layout = layouts[piece.medium]
-            visual += layout.frame_count * processor.tokens_per_frame(content_grid(layout.type, options))
+            visual += sum(_frame_tokens(layouts[piece.medium], processor, options))
     return RowTokens(total - visual, visual)
 
 
@@ -292,15 +292,16 @@ def _place(turns: Sequence[Turn], options: ConversationOptions, seed: str) -> li
 
 
 def _token_ids(
-    pieces: Sequence[Piece],
+    placed: Sequence[PlacedTurn],
+    template: Template,
     layouts: Sequence[MediumLayout],
     processor: MultimodalProcessor,
     options: ConversationOptions,
 ) -> tuple[list[int], list[int]]:
-    """Ids and labels of all pieces, a beginning-of-sequence token in front if the tokenizer has one."""
-    ids = _opening_ids(processor)
+    """Ids and labels of all pieces."""
+    ids = template.opening_ids(processor.tokenizer)
     labels = [IGNORE_INDEX] * len(ids)
-    for piece, new in _tokenised(pieces, layouts, processor, options):
+    for piece, new in _tokenised(template.pieces(placed), layouts, processor, options):
         supervised = isinstance(piece, EndPiece) or (isinstance(piece, TextPiece) and piece.supervised)
         ids.extend(new)
         labels.extend(new if supervised else [IGNORE_INDEX] * len(new))
@@ -310,11 +311,6 @@ def _token_ids(
 def _last_answer_start(labels: Sequence[int]) -> int:
     """Where the supervised tokens at the end of a row begin: nothing before it is ever cut."""
     return max((place + 1 for place, label in enumerate(labels) if label == IGNORE_INDEX), default=0)
-
-
-def _opening_ids(processor: MultimodalProcessor) -> list[int]:
-    opening = processor.tokenizer.bos_token_id
-    return [] if opening is None else [opening]
 
 
 def _tokenised(
@@ -328,8 +324,11 @@ def _tokenised(
             yield piece, _showing_ids(layouts[piece.medium], processor, options)
         elif isinstance(piece, EndPiece):
             yield piece, [_end_token_id(processor.tokenizer.eos_token_id)]
+        elif isinstance(piece, IdsPiece):
+            yield piece, list(piece.ids)
         else:
-            yield piece, piece_ids(piece.text, processor.tokenizer, continues=piece.continues)
+            ids = piece_ids(piece.text, processor.tokenizer, continues=piece.continues, anchor=piece.anchor)
+            yield piece, ids
 
 
 def _end_token_id(eos_token_id: int | None) -> int:
@@ -342,13 +341,18 @@ def _end_token_id(eos_token_id: int | None) -> int:
 
 def _showing_ids(layout: MediumLayout, processor: MultimodalProcessor, options: ConversationOptions) -> list[int]:
     """Each frame's visual tokens, then the subtitle lines behind it, each line a continuing piece."""
-    frame_ids = [processor.visual_token_id] * processor.tokens_per_frame(content_grid(layout.type, options))
     ids: list[int] = []
-    for lines in layout.lines_after_frame:
-        ids.extend(frame_ids)
+    for count, lines in zip(_frame_tokens(layout, processor, options), layout.lines_after_frame, strict=True):
+        ids.extend([processor.visual_token_id] * count)
         for line in lines:
             ids.extend(piece_ids(f" {line}", processor.tokenizer, continues=True))
     return ids
+
+
+def _frame_tokens(
+    layout: MediumLayout, processor: MultimodalProcessor, options: ConversationOptions
+) -> tuple[int, ...]:
+    return processor.frame_tokens(content_grid(layout.type, options), layout.frame_count)
 
 
 def _visual_spans(

@@ -20,7 +20,7 @@ from longvid_train.data.measuring import RowTable, measure, modalities_of
 from longvid_train.data.media import MediaOptions
 from longvid_train.data.order import IMAGE, TEXT, VIDEO, BatchOrder, RowFacts, RowOrder, Stratum
 from longvid_train.data.processing import MultimodalProcessor
-from longvid_train.data.templates import template_by_name
+from longvid_train.data.templates import Template, template_by_name
 from longvid_train.data.token_order import TokenOrder
 from longvid_train.errors import UserError
 from longvid_train.models.llama_vid.processing import LlamaVidProcessor
@@ -106,7 +106,7 @@ class ManifestDataModule(pl.LightningDataModule):
             "test": [source.path for source in _sources(test)],
         }
         self._weights = tuple(source.weight for source in sources)
-        self.template = template_by_name(template)
+        self.template: Template = template_by_name(template)
         self.conversation = conversation
         self._media = media
         self.budget = budget

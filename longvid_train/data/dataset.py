@@ -22,7 +22,7 @@ from longvid_train.data.features.source import FeatureSource
 from longvid_train.data.manifest import Manifest, Sample
 from longvid_train.data.media import MediaLoader, MediaOptions
 from longvid_train.data.processing import MultimodalProcessor
-from longvid_train.data.templates import ChatTemplate
+from longvid_train.data.templates import Template
 from longvid_train.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class ManifestDataset(Dataset[EncodedSample]):
         self,
         manifests: Sequence[Manifest],
         processor: MultimodalProcessor,
-        template: ChatTemplate,
+        template: Template,
         *,
         conversation: ConversationOptions,
         media: MediaOptions,
@@ -149,7 +149,7 @@ class ManifestDataset(Dataset[EncodedSample]):
         """
         index, epoch = draw if isinstance(draw, Draw) else (draw, 0)
         sample, folder = self._row(index)
-        with self._named(index):
+        with self.named(index):
             plan = self._plan(sample, folder)
             media = [self._loader.load(medium, folder, plan.max_frames) for medium in sample.media[: plan.media]]
             turns = sample.conversation[: plan.turns]
@@ -190,7 +190,7 @@ class ManifestDataset(Dataset[EncodedSample]):
             UserError: ``file:line (sample 'id')`` and what is wrong with its containers or length.
         """
         sample, folder = self._row(index)
-        with self._named(index):
+        with self.named(index):
             return self._plan(sample, folder)
 
     def usable_plan(self, index: int) -> RowPlan | None:
@@ -219,7 +219,7 @@ class ManifestDataset(Dataset[EncodedSample]):
         return self._planner.plan(sample.conversation, [self._loader.layout(medium, folder) for medium in sample.media])
 
     @contextmanager
-    def _named(self, index: int) -> Iterator[None]:
+    def named(self, index: int) -> Iterator[None]:
         """Put the row's place and id in front of what goes wrong with it."""
         try:
             yield

@@ -37,8 +37,8 @@ class MultimodalProcessor(Protocol):
     def encode_prompts(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """``R`` prompts to the text decoder's ids and mask, both ``(R, Lp)`` int64, padded on the right."""
 
-    def tokens_per_frame(self, content_grid: int) -> int:
-        """Visual tokens of one frame, context token included."""
+    def frame_tokens(self, content_grid: int, frames: int) -> tuple[int, ...]:
+        """Visual tokens of each frame of a showing of ``frames`` frames, in reading order."""
 
 
 def joined_prompts(prompts: Sequence[str]) -> tuple[list[str], list[int]]:

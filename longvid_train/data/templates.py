@@ -18,12 +18,34 @@ control tokens.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from longvid_train.data.placement import PlacedTurn
 from longvid_train.errors import UserError, nearest
 
 _ANCHOR = ":"
+
+
+class Template(Protocol):
+    """How a conversation becomes pieces."""
+
+    @property
+    def name(self) -> str:
+        """What run records call it."""
+        ...
+
+    @property
+    def answer_suffix(self) -> str:
+        """Text behind an answer, in front of the end token."""
+        ...
+
+    def opening_ids(self, tokenizer: Any) -> list[int]:
+        """Ids in front of the first piece."""
+        ...
+
+    def pieces(self, turns: Sequence[PlacedTurn]) -> "list[Piece]":
+        """Lay a conversation out; one that ends with the user's turn stays open for an answer."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +72,14 @@ class ChatTemplate:
     answer_suffix: str
     ends_with_eos: bool
     instruction_in_text: bool
+
+    def opening_ids(self, tokenizer: Any) -> list[int]:
+        """A beginning-of-sequence token if the tokenizer has one."""
+        return [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+
+    def pieces(self, turns: Sequence[PlacedTurn]) -> "list[Piece]":
+        """`conversation_pieces`."""
+        return conversation_pieces(turns, self)
 
 
 VICUNA_V1 = ChatTemplate(
@@ -97,11 +127,19 @@ def template_by_name(name: str) -> ChatTemplate:
 
 @dataclass(frozen=True)
 class TextPiece:
-    """Text; ``continues`` when it follows other text directly."""
+    """Text; ``continues`` when it follows other text directly, whose last character is ``anchor`` or like it."""
 
     text: str
     supervised: bool = False
     continues: bool = False
+    anchor: str = _ANCHOR
+
+
+@dataclass(frozen=True)
+class IdsPiece:
+    """Text that a template has turned into ids itself, control tokens included."""
+
+    ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -117,7 +155,7 @@ class ShowingPiece:
     turn: int
 
 
-Piece = TextPiece | EndPiece | ShowingPiece
+Piece = TextPiece | IdsPiece | EndPiece | ShowingPiece
 
 
 def conversation_pieces(turns: Sequence[PlacedTurn], template: ChatTemplate) -> list[Piece]:
@@ -160,8 +198,8 @@ def _add_text(pieces: list[Piece], text: str, *, supervised: bool = False) -> No
         pieces.append(TextPiece(text, supervised, continues))
 
 
-def piece_ids(text: str, tokenizer: Any, *, continues: bool = False) -> list[int]:
-    """Token ids of one piece of text, without special tokens.
+def piece_ids(text: str, tokenizer: Any, *, continues: bool = False, anchor: str = _ANCHOR) -> list[int]:
+    """Token ids of one piece of text, without special tokens; see `TextPiece`.
 
     Raises:
         UserError: the tokenizer merges a continuing piece with the text before it, so that training and inference would
@@ -169,14 +207,14 @@ def piece_ids(text: str, tokenizer: Any, *, continues: bool = False) -> list[int
     """
     if not continues:
         return list(_plain_ids(text, tokenizer))
-    anchor = _plain_ids(_ANCHOR, tokenizer)
-    ids = _plain_ids(_ANCHOR + text, tokenizer)
-    if ids[: len(anchor)] != anchor:
+    before = _plain_ids(anchor, tokenizer)
+    ids = _plain_ids(anchor + text, tokenizer)
+    if ids[: len(before)] != before:
         raise UserError(
-            f"the tokenizer merges '{_ANCHOR}' with the text {text[:20]!r} after it, so an answer would change "
+            f"the tokenizer merges {anchor!r} with the text {text[:20]!r} after it, so an answer would change "
             "the ids of its prompt; use a tokenizer that splits before a space"
         )
-    return ids[len(anchor) :]
+    return ids[len(before) :]
 
 
 def _plain_ids(text: str, tokenizer: Any) -> list[int]:

@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import WandbLogger
 from longvid_train.data.manifest import Sample
 from longvid_train.errors import UserError
 from longvid_train.files import write_text
-from longvid_train.generate.generation import AnswerDecoder, generate_answers
+from longvid_train.generate.generation import AnswerDecoder
 from longvid_train.generate.options import GenerationOptions
 from longvid_train.generate.record import AnswerRecord
 from longvid_train.generate.scoring import score_answer
@@ -113,7 +113,7 @@ class AnswerAccuracy(Callback):
     def _answer_batch(
         self, pl_module: pl.LightningModule, decoder: AnswerDecoder, batch: Batch, samples: dict[str, Sample]
     ) -> list[AnswerRecord]:
-        answers = [answer.text for answer in generate_answers(pl_module.model, decoder, batch, self.options)]
+        answers = [answer.text for answer in pl_module.answers(batch, decoder, self.options)]
         visual_tokens = (batch["text"]["input_ids"] == pl_module.processor.visual_token_id).sum(dim=1).tolist()
         frames = frames_per_row(batch["visual"], visual_tokens, pl_module.processor)
         prompt_tokens = batch["text"]["attention_mask"].sum(dim=1).tolist()
@@ -145,7 +145,7 @@ def frames_per_row(visual: VisualInputs | None, visual_tokens: Sequence[int], pr
         while tokens > 0:
             (first, count, _), grid = next(spans)
             shown.update(range(first, first + count))
-            tokens -= count * processor.tokens_per_frame(grid)
+            tokens -= sum(processor.frame_tokens(grid, count))
         counts.append(len(shown))
     return counts
 

@@ -27,17 +27,12 @@ class ExportModel(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export. Lightning does not call this when training was interrupted."""
         if trainer.is_global_zero and not trainer.fast_dev_run:
-            options = trainer.datamodule.conversation
-            processor = pl_module.processor.trained_with(
-                template=trainer.datamodule.template.name,
-                image_content_grid=options.image_content_grid,
-                video_content_grid=options.video_content_grid,
-            )
+            parts = pl_module.export_parts()
             if pl_module.lora_shape is None:
-                save_folder(self.run_dir / MODEL_FOLDER, pl_module.model, processor)
+                save_folder(self.run_dir / MODEL_FOLDER, pl_module.model, *parts)
             else:
                 folder = self.run_dir / ADAPTER_FOLDER
-                save_folder(folder, *_adapter_parts(pl_module, folder), processor)
+                save_folder(folder, *_adapter_parts(pl_module, folder), *parts)
         trainer.strategy.barrier("export")
 
 

@@ -1,7 +1,7 @@
 """Speed of training: tokens, frames and samples a second, model FLOPs utilisation, data wait and memory."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,11 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from longvid_train.generate.answer import peak_bytes
+from longvid_train.training.base import SupervisedTraining
 from longvid_train.training.data_wait import FetchTimer
-from longvid_train.training.flops import PARTS, count_flops
-from longvid_train.training.module import LlamaVidTraining
+from longvid_train.training.flops import PARTS
 from longvid_train.training.peak_rate import PeakRate, peak_rate
 from longvid_train.training.record import add_to_last_start
-from longvid_train.training.work import work_of
 from longvid_train.types import Batch
 
 _COUNTS = ("samples", "tokens", "frames", "slots", *PARTS)
@@ -44,7 +43,7 @@ class Throughput(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Learn the peak rate and start to time the loader."""
-        if not isinstance(pl_module, LlamaVidTraining):
+        if not isinstance(pl_module, SupervisedTraining):
             return
         self._timer = FetchTimer(trainer.profiler, self._clock)
         trainer.profiler = self._timer
@@ -80,11 +79,11 @@ class Throughput(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Count the micro-batch; log when it ended an optimiser step."""
-        if self._timer is None or not isinstance(pl_module, LlamaVidTraining):
+        if self._timer is None or not isinstance(pl_module, SupervisedTraining):
             return
         self._window.compute_s += self._clock() - self._timer.ended_s
         self._window.wait_s += self._timer.take()
-        self._window.add(pl_module.model, batch)
+        self._window.add(pl_module.step_counts(batch))
         if trainer.global_step > self._step:
             self._step = trainer.global_step
             pl_module.log_dict(self._metrics(trainer, pl_module.device), batch_size=1)
@@ -144,11 +143,6 @@ class _Window:
     wait_s: float = 0.0
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTS, 0))
 
-    def add(self, model: Any, batch: Batch) -> None:
-        work = work_of(batch, model.config)
-        self.counts["samples"] += work.samples
-        self.counts["tokens"] += work.tokens
-        self.counts["frames"] += work.shown_frames
-        self.counts["slots"] += work.slots
-        for part, flops in count_flops(model, work).items():
-            self.counts[part] += flops.total
+    def add(self, counts: Mapping[str, int]) -> None:
+        for name, count in counts.items():
+            self.counts[name] += count

@@ -17,8 +17,8 @@ from transformers import AutoTokenizer
 from longvid_train.commands.init import NANO_PARTS
 from longvid_train.models.llama_vid import LlamaVidForConditionalGeneration, LlamaVidProcessor
 from longvid_train.models.llama_vid.sizes import published_config
+from longvid_train.training.base import check_strategy
 from longvid_train.training.cli import RunCLI
-from longvid_train.training.module import check_strategy
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "configs" / "llama_vid"

@@ -154,16 +154,16 @@ def test_answers_before_are_the_checkpoint_s_and_answers_after_the_stretched_mod
     fit_config: FitConfig, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from longvid_train.models.llama_vid.loading import load_llama_vid
-    from longvid_train.training import answers
+    from longvid_train.training import base
 
     factors: list[float] = []
-    original = answers.generate_answers
+    original = base.generate_answers
 
     def noting(model: Any, *rest: Any) -> list[Any]:
         factors.append(model.config.text_config.rope_parameters.get("factor", 1.0))
         return original(model, *rest)
 
-    monkeypatch.setattr(answers, "generate_answers", noting)
+    monkeypatch.setattr(base, "generate_answers", noting)
     config = fit_config(answers={"enabled": True, "max_new_tokens": 2}, model__init_args__rope_scaling=4.0)
     assert fit(config, "--trainer.max_steps", "1") == 0
     assert factors[0] == 1.0

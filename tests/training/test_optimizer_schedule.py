@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from longvid_train.errors import UserError
-from longvid_train.training.module import check_accumulation, total_steps
+from longvid_train.training.base import check_accumulation, total_steps
 from longvid_train.training.optimizer import (
     OptimizerConfig,
     build_adamw,

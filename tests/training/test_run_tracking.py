@@ -103,8 +103,8 @@ def test_frames_of_a_row_are_counted_once_however_often_they_are_shown() -> None
     import torch
 
     class TwoTokens:
-        def tokens_per_frame(self, grid: int) -> int:
-            return 1 + grid * grid
+        def frame_tokens(self, grid: int, frames: int) -> tuple[int, ...]:
+            return (1 + grid * grid,) * frames
 
     visual = {
         "visual_spans": torch.tensor([[0, 4, 0], [0, 4, 1], [4, 3, 2]]),

@@ -4,7 +4,7 @@ import pytest
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 
 from longvid_train.errors import UserError
-from longvid_train.training.module import check_strategy
+from longvid_train.training.base import check_strategy
 
 
 def test_single_device_and_ddp_train() -> None:

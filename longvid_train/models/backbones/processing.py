@@ -6,6 +6,7 @@ settings, which is also what the models were trained with.
 ``N`` frames, ``S`` tokens of the prompt.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from longvid_train.models.backbones.protocol import BackboneFacts
 
 PIXEL_CHUNK = 64
 """Frames that the image processor works on at once."""
+
+ANSWER = "(the answer that stands here)"
+"""Stands for an earlier answer when a chat template is asked what follows it."""
 
 _SETTINGS = (
     "do_resize",
@@ -66,7 +70,9 @@ class BackboneProcessor:
         self.facts = facts
         self.placeholder: str = tokenizer.convert_ids_to_tokens(facts.placeholder_id)
         self._chat_template = chat_template
-        self._pictures = CLIPImageProcessorPil(**_whole_frame(pictures, facts.image_side))
+        self.picture_settings = _whole_frame(pictures, facts.image_side)
+        self._pictures = CLIPImageProcessorPil(**self.picture_settings)
+        self._controls = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._prompt = prompt if prompt is not None or chat_template is not None else facts.prompt
         if self._prompt is not None:
             for part in (self.placeholder, "{question}"):
@@ -75,7 +81,7 @@ class BackboneProcessor:
         elif chat_template is None:
             raise UserError(
                 f"the '{facts.model_type}' checkpoint has no chat template, and its family has several prompts; "
-                f"give one, e.g. prompt='USER: {self.placeholder}\\n{{question}} ASSISTANT:'"
+                f"give one, e.g. --prompt 'USER: {self.placeholder}\\n{{question}} ASSISTANT:'"
             )
 
     @classmethod
@@ -103,41 +109,96 @@ class BackboneProcessor:
         parts = np.split(frames, range(PIXEL_CHUNK, len(frames), PIXEL_CHUNK))
         return torch.cat([self._pictures(list(part), return_tensors="pt")["pixel_values"] for part in parts])
 
-    def prompt_text(self, question: str) -> str:
-        """The prompt with one placeholder.
+    def turn_text(self, words: str, media: int, earlier: Sequence[tuple[str, int]] = ()) -> str:
+        """What stands in front of an answer: the whole prompt of a first question, or what follows the answer before.
+
+        Media stand in front of the words, one placeholder each. Of a follow-up the text begins behind the token that
+        ends the answer before it.
+
+        Args:
+            words: of the question.
+            media: shown with it.
+            earlier: words and media of the questions before it.
 
         Raises:
-            UserError: the question holds the placeholder itself.
+            UserError: the words hold a control token of the checkpoint, or there is no chat template and the question
+                is a follow-up or shows another number of media than one.
         """
-        if self.placeholder in question:
-            raise UserError(f"the question holds {self.placeholder}, which stands for the video; leave it out")
+        self._check_words(words)
         if self._prompt is not None:
-            return self._prompt.replace("{question}", question)
-        content = [{"type": self.facts.medium}, {"type": "text", "text": question}]
+            return self._documented(words, media, earlier)
+        messages: list[dict[str, Any]] = []
+        for asked, shown in (*earlier, (words, media)):
+            content = [*({"type": self.facts.medium} for _ in range(shown)), {"type": "text", "text": asked}]
+            messages += [{"role": "user", "content": content}, _said(ANSWER)]
         text: str = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}],
-            chat_template=self._chat_template,
-            add_generation_prompt=True,
-            tokenize=False,
+            messages[:-1], chat_template=self._chat_template, add_generation_prompt=True, tokenize=False
         )
-        return text
+        return self._behind_answer(text.rsplit(ANSWER, 1)[1]) if earlier else text
+
+    def text_ids(self, text: str, *, opens: bool) -> list[int]:
+        """Ids of a piece of prompt; one that ``opens`` the sequence gets the first token that the tokenizer adds."""
+        begun = self.tokenizer.bos_token is not None and text.startswith(self.tokenizer.bos_token)
+        return list(self.tokenizer(text, add_special_tokens=opens and not begun)["input_ids"])
+
+    def check_placeholders(self, ids: Sequence[int], media: int) -> None:
+        """Refuse a prompt that does not show its media.
+
+        Raises:
+            UserError: naming both numbers.
+        """
+        found = list(ids).count(self.facts.placeholder_id)
+        if found != media:
+            raise UserError(
+                f"the chat template makes {found} times {self.placeholder} of {media} {self.facts.medium}s; "
+                "give a prompt with one (--prompt)"
+            )
+
+    def prompt_text(self, question: str) -> str:
+        """The prompt of one question about one medium, with one placeholder; raises as `turn_text`."""
+        return self.turn_text(question, 1)
 
     def prompt_ids(self, question: str, visual_tokens: int) -> torch.Tensor:
         """``(1, S)`` int64: the prompt with ``visual_tokens`` placeholders in the place of one.
 
         Raises:
-            UserError: the chat template does not show exactly one medium, or as `prompt_text`.
+            UserError: as `turn_text` and `check_placeholders`.
         """
-        text = self.prompt_text(question)
-        begun = self.tokenizer.bos_token is not None and text.startswith(self.tokenizer.bos_token)
-        ids: list[int] = self.tokenizer(text, add_special_tokens=not begun)["input_ids"]
-        if ids.count(self.facts.placeholder_id) != 1:
-            raise UserError(
-                f"the chat template makes {ids.count(self.facts.placeholder_id)} times {self.placeholder} of one "
-                f"{self.facts.medium}; give prompt= with one"
-            )
+        ids = self.text_ids(self.prompt_text(question), opens=True)
+        self.check_placeholders(ids, 1)
         place = ids.index(self.facts.placeholder_id)
         return torch.tensor([ids[:place] + [self.facts.placeholder_id] * visual_tokens + ids[place + 1 :]])
+
+    def _check_words(self, words: str) -> None:
+        if self.placeholder in words:
+            raise UserError(f"the question holds {self.placeholder}, which stands for the video; leave it out")
+        for token in sorted(self._controls):
+            if token in words:
+                raise UserError(f"the question holds {token}, a control token of the checkpoint; leave it out")
+
+    def _documented(self, words: str, media: int, earlier: Sequence[tuple[str, int]]) -> str:
+        assert self._prompt is not None
+        if earlier:
+            raise UserError(
+                f"a '{self.facts.model_type}' without a chat template answers one question: how a second one is "
+                "written is not known; save a chat_template beside the model, or ask the questions one by one"
+            )
+        if media != 1:
+            raise UserError(
+                f"the question shows {media} media, but the prompt of this checkpoint holds {self.placeholder} once; "
+                "show one, or save a chat_template beside the model"
+            )
+        return self._prompt.replace("{question}", words)
+
+    def _behind_answer(self, rest: str) -> str:
+        """``rest`` of a rendered conversation without the token that ends the answer in front of it."""
+        trimmed = rest.lstrip(" ")
+        end = self.tokenizer.eos_token
+        return trimmed.removeprefix(end) if end is not None and trimmed.startswith(end) else rest
+
+
+def _said(answer: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": [{"type": "text", "text": answer}]}
 
 
 def _whole_frame(pictures: dict[str, Any], side: int) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class BackboneFacts:
         placeholder_id: the id that stands for one visual token.
         prompt: the documented prompt, with ``{question}``, where every checkpoint of the family has the same one; used
             when a folder has no chat template.
+        shows_images: whether an image is a frame: it passes the weights that videos pass.
     """
 
     model_type: str
@@ -38,6 +39,7 @@ class BackboneFacts:
     medium: str
     placeholder_id: int
     prompt: str | None
+    shows_images: bool = True
 
 
 class Backbone(Protocol):

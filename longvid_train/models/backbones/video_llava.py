@@ -51,4 +51,5 @@ class VideoLlava(ProjectedFrames):
             medium="video",
             placeholder_id=config.video_token_id,
             prompt="USER: <video>\n{question} ASSISTANT:",
+            shows_images=False,  # it has a second tower for them
         )

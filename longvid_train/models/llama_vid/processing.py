@@ -140,6 +140,10 @@ class LlamaVidProcessor:
             content_grid, self.visual_grid, context=settings.use_context, content=settings.use_content
         )
 
+    def frame_tokens(self, content_grid: int, frames: int) -> tuple[int, ...]:
+        """``tokens_per_frame`` of each of ``frames`` frames."""
+        return (self.tokens_per_frame(content_grid),) * frames
+
     def trained_with(self, *, template: str, image_content_grid: int, video_content_grid: int) -> "LlamaVidProcessor":
         """The same processor, recording how the checkpoint beside it was trained, so that inference does likewise."""
         settings = replace(
