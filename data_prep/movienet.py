@@ -1,17 +1,19 @@
 r"""Stage 3 movies: MovieNet's key frames, subtitles, scripts and descriptions.
 
-Layout (movienet.github.io, opendatalab.com/OpenDataLab/MovieNet): MovieNet.tar.gz unpacks to files/{subtitle,script,meta,
-annotation}/tt0120338.{srt,script,json,json}; shot.zip to files/shot/tt0120338.txt ("FIRST LAST KEY KEY KEY" a shot);
-movie1K.keyframes.240p.v1.zip to one tt0120338.tar a movie of shot_0000_img_0.jpg, ... Synopses are not in the archives: put
-them into files/synopsis/tt0120338.txt.
+Layout (movienet.github.io, opendatalab.com/OpenDataLab/MovieNet): MovieNet.tar.gz unpacks to files/{subtitle,script,
+meta,annotation}/tt0120338.{srt,script,json,json}; shot.zip to files/shot/tt0120338.txt ("FIRST LAST KEY KEY KEY" a
+shot); movie1K.keyframes.240p.v1.zip to one tt0120338.tar a movie of shot_0000_img_0.jpg, ... Synopses are not in the
+archives: put them into files/synopsis/tt0120338.txt.
 
-Key frames become an MP4 a movie (the JPEG files as they are, each at its own time), and the subtitles are written in that
-video's time, both under --made. With --videos the movies themselves are shown.
+Key frames become an MP4 a movie (the JPEG files as they are, each at its own time), and the subtitles are written in
+that video's time, both under --made. With --videos the movies themselves are shown.
 
 rows:
-  index     every movie once, with a question-less turn, its title and where its synopsis and script are: for data_prep.long_videoqa
+  index     every movie once: a turn without a question, its title, and where its synopsis and script are
+            (data_prep.long_videoqa reads these rows; they are not for training)
   describe  the overview of every movie, and the described segments of its story
-  qa        the questions of --annotations long_videoqa.json (huggingface.co/datasets/YanweiLi/LLaMA-VID-Data), text rows included
+  qa        the questions of --annotations long_videoqa.json, text rows included
+            (huggingface.co/datasets/YanweiLi/LLaMA-VID-Data)
 
 examples:
   python -m data_prep.movienet --rows index --files data/movienet/files --key-frames data/movienet/240P \
@@ -32,7 +34,7 @@ from data_prep.command_line import run_source
 from data_prep.conversations import check_no_placeholder, read_conversation, show_medium
 from data_prep.fields import text_field
 from data_prep.media import MediaFolder
-from data_prep.movies.movienet_folder import Movie, MovieNetFolder, ReadyMovie, write_synopsis
+from data_prep.movies.movienet_folder import Movie, MovieNetFolder, ReadyMovie, synopsis_path
 from data_prep.movies.story import story_segments
 from data_prep.outcome import BadRecordError, DroppedError
 from data_prep.reading.inputs import InputFile
@@ -86,8 +88,8 @@ class MovieSource:
     seed: int
 
     def inputs(self) -> Sequence[InputFile]:
-        """None: a movie's files are many, and those that count are in its record under ``made``."""
-        return ()
+        """The text files of all movies; key frames and videos are not hashed."""
+        return self.folder.text_files()
 
     def settings(self) -> Mapping[str, Any]:
         """What the rows depend on."""
@@ -180,12 +182,11 @@ def make_source(arguments: argparse.Namespace) -> MovieSource | ReleasedQaSource
 
 def open_folder(arguments: argparse.Namespace) -> MovieNetFolder:
     """The MovieNet folder that the options describe."""
-    for path in (arguments.files, arguments.key_frames):
-        if path is not None and not path.is_dir():
-            raise UserError(f"{path}: no such folder; name the folder that the archives were unpacked to")
+    if arguments.key_frames is not None and not arguments.key_frames.is_dir():
+        raise UserError(f"{arguments.key_frames}: no such folder; name the folder of ID.tar or ID/")
     arguments.made.mkdir(parents=True, exist_ok=True)
     return MovieNetFolder(
-        files=arguments.files,
+        files=MediaFolder.open(arguments.files, arguments.out, "text"),
         key_frames=arguments.key_frames,
         videos=arguments.videos and MediaFolder.open(arguments.videos, arguments.out, "video"),
         made=MediaFolder.open(arguments.made, arguments.out, "video"),
@@ -198,18 +199,15 @@ def _folder_settings(folder: MovieNetFolder) -> dict[str, Any]:
     return {
         "videos": folder.videos and folder.videos.prefix,
         "made": folder.made.prefix,
+        "files": folder.files.prefix,
         "subtitle_encoding": folder.subtitle_encoding,
         "require_subtitles": folder.require_subtitles,
     }
 
 
 def _index_row(movie: Movie, ready: ReadyMovie, row_id: str) -> Sample:
-    synopsis = write_synopsis(movie)
-    texts = {
-        "synopsis_file": None if synopsis is None else str(synopsis),
-        "script_file": str(movie.script_file) if movie.script_file.is_file() else None,
-    }
-    meta = {**_movie_facts(movie, ready), **{name: text for name, text in texts.items() if text is not None}}
+    texts = {"synopsis_file": synopsis_path(movie), "script_file": movie.script_path}
+    meta = {**_movie_facts(movie, ready), **{name: path for name, path in texts.items() if path is not None}}
     return Sample(id=row_id, conversation=(Turn("user", "<video>"),), media=(_whole(ready),), meta=meta)
 
 

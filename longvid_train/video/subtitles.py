@@ -9,12 +9,13 @@ from longvid_train.errors import UserError
 if TYPE_CHECKING:
     from longvid_train.types import Subtitle
 
+UTF_8 = "utf-8-sig"
 _TIME = r"(\d{2,}):([0-5]\d):([0-5]\d)[,.](\d{3})"
 _TIME_LINE = re.compile(rf"^{_TIME} +--> +{_TIME}(?: +.*)?$")
 
 
-def read_subtitles(path: str | Path) -> "list[Subtitle]":
-    """Read an ``.srt`` file: UTF-8, a byte-order mark allowed.
+def read_subtitles(path: str | Path, *, encoding: str = UTF_8) -> "list[Subtitle]":
+    """Read an ``.srt`` file: UTF-8, a byte-order mark allowed, unless ``encoding`` names another.
 
     Returns:
         The subtitles in the order of their start, text lines joined by a newline.
@@ -22,10 +23,15 @@ def read_subtitles(path: str | Path) -> "list[Subtitle]":
     Raises:
         UserError: the file cannot be read or a block is broken; the message holds ``file:line``.
     """
+    return [subtitle for _, subtitle in read_numbered_subtitles(path, encoding=encoding)]
+
+
+def read_numbered_subtitles(path: str | Path, *, encoding: str = UTF_8) -> "list[tuple[int, Subtitle]]":
+    """As `read_subtitles`, each subtitle with the line of its times in the file, counted from 1."""
     from longvid_train.types import Subtitle  # imports torch, which the isolated process must not
 
-    lines = _lines(Path(path))
-    subtitles: list[Subtitle] = []
+    lines = _lines(Path(path), encoding)
+    numbered: list[tuple[int, Subtitle]] = []
     at = 0
     while at < len(lines):
         if not lines[at].strip():
@@ -36,16 +42,19 @@ def read_subtitles(path: str | Path) -> "list[Subtitle]":
         while text_end < len(lines) and lines[text_end].strip():
             text_end += 1
         text = "\n".join(line.strip() for line in lines[at + 2 : text_end])
-        subtitles.append(Subtitle(start_s, end_s, text))
+        numbered.append((at + 2, Subtitle(start_s, end_s, text)))
         at = text_end
-    return sorted(subtitles, key=lambda subtitle: subtitle.start_s)
+    return sorted(numbered, key=lambda entry: entry[1].start_s)
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path, encoding: str) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        return path.read_text(encoding=encoding).splitlines()
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not UTF-8; convert the subtitles to UTF-8") from error
+        name = "UTF-8" if encoding == UTF_8 else encoding
+        raise UserError(f"{path}: byte {error.start} is not {name}; convert the subtitles to UTF-8") from error
+    except LookupError as error:
+        raise UserError(f"{path}: '{encoding}' is no encoding; name one that Python knows, e.g. cp1252") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 

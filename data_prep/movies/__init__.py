@@ -1,0 +1,1 @@
+"""Movies of MovieNet as files hold them: shots, key frames, subtitles, times and texts."""
