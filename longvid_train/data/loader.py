@@ -19,6 +19,7 @@ from longvid_train.data.conversation import EncodedSample
 from longvid_train.data.dataset import MAX_WORKERS, BatchFailure, Draw, ManifestDataset
 from longvid_train.data.order import BatchOrder
 from longvid_train.data.processing import MultimodalProcessor
+from longvid_train.data.worker_signals import ignore_foreign_sigterm
 from longvid_train.errors import UserError
 from longvid_train.types import Batch
 
@@ -200,5 +201,6 @@ def make_loader(
         batch_size=None,
         collate_fn=collator,
         num_workers=num_workers,
+        worker_init_fn=ignore_foreign_sigterm,
         pin_memory=pin_memory,
     )

@@ -1,6 +1,9 @@
 """The data module under Lightning: configs, ranks, workers, failures, and a resume in the middle of an epoch."""
 
 import multiprocessing
+import os
+import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -204,6 +207,26 @@ def test_a_pass_that_is_broken_off_is_begun_again(make_module: Any) -> None:
     loader = loader_of(make_module(text_rows(6)), shuffle=False)
     assert next(iter(loader))["sample_ids"] == ["0", "1"]
     assert ids_of(loader) == [f"{row}" for row in range(6)]
+
+
+def test_workers_outlive_the_sigterm_that_a_cluster_sends_to_all_processes(make_module: Any) -> None:
+    """Sent by another process, as by a cluster: torch's workers die of it, and the loader raises in the middle of a
+    step. A worker still ends when its own process says so."""
+    loader = loader_of(make_module(text_rows(40)), shuffle=False, num_workers=2)
+    batches = iter(loader)
+    read = next(batches)["sample_ids"]
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    subprocess.run(["kill", "-TERM", *(str(worker.pid) for worker in workers)], check=True)
+    for batch in batches:
+        read += batch["sample_ids"]
+    assert read == [f"{row}" for row in range(40)]
+    other = iter(loader)
+    next(other)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid or 0, signal.SIGTERM)
+        worker.join(timeout=60)
+        assert worker.exitcode == 0
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
