@@ -2,7 +2,8 @@
 
 Between two boundaries the gradient of part of a step is in memory and nowhere else. A state that is written then (a
 failure, a time-based checkpoint) must say "the last boundary": weights, optimiser and schedule have not moved since;
-only the counters of loops and loader have, so a copy of those is kept.
+only the counters of loops and loader have, so a copy of those is kept. The loader's stand in two places of Lightning's
+checkpoint, the loops' state and the data module's, and must agree: which one is restored is Lightning's choice.
 """
 
 from typing import Any
@@ -25,11 +26,12 @@ class StepBoundary(Callback):
         self.exact = False
         self.at_boundary = False
         self._step = 0
-        self._counters: dict[str, Any] | None = None
+        self._loops: dict[str, Any] = {}
+        self._data: dict[str, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin: nothing to save until the first step of this process is done."""
-        self._step, self._counters = trainer.global_step, None
+        self._step, self._loops = trainer.global_step, {}
         self.exact = False
         self.at_boundary = True
 
@@ -47,15 +49,18 @@ class StepBoundary(Callback):
         """Keep the counters if the batch ended a step."""
         if trainer.global_step != self._step:
             self._step = trainer.global_step
-            self._counters = trainer.fit_loop.state_dict()
+            self._loops = trainer.fit_loop.state_dict()
+            self._data = {} if trainer.datamodule is None else trainer.datamodule.state_dict()
             self.exact = self.at_boundary = True
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Behind a boundary, write the boundary's counters in the place of those of the moment."""
-        if not self.at_boundary and self._counters is not None:
-            checkpoint["loops"]["fit_loop"] = self._counters
+        if not self.at_boundary and self._loops:
+            checkpoint["loops"]["fit_loop"] = self._loops
+            if self._data:
+                checkpoint[type(trainer.datamodule).__qualname__] = self._data
 
 
 def find_boundary(trainer: pl.Trainer) -> StepBoundary:

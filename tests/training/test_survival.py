@@ -178,7 +178,12 @@ def test_a_failure_inside_an_accumulated_step_costs_no_step(
     with monkeypatch.context() as patched:
         patched.setattr(LlamaVidTraining, "training_step", failing)
         assert cli.main(words(config, run, *off)) == 1
-    assert [path.name for path in checkpoints(run)] == ["last-step=3.ckpt"]
+    (saved,) = checkpoints(run)
+    assert saved.name == "last-step=3.ckpt"
+    content = torch.load(saved, weights_only=False)
+    (loader_state,) = content["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+    assert loader_state["batches"] == 9, "the micro-batch of step 4 is not behind the saved state"
+    assert content["ManifestDataModule"]["train"] == loader_state
     assert cli.main(words(config, run, "--ckpt_path", "last")) == 0
     assert_same_run(whole, run)
 
