@@ -109,7 +109,8 @@ def _run(module: ModuleType, parser: argparse.ArgumentParser, words: Sequence[st
     )
     source = module.make_source(arguments)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("reading the inputs", total=None)
         prepared = prepare(source, options, on_progress=lambda counts: progress.update(task, description=_line(counts)))
     print(json.dumps(_summary(prepared), ensure_ascii=True) if arguments.json else _report(prepared))

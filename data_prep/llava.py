@@ -27,7 +27,7 @@ class LlavaSource:
         texts: whether records without a medium are kept.
         max_rounds: longest piece of a conversation about a medium, in questions; the medium is shown again in each
             piece. Text-only conversations stay whole, as in the public ``maxround`` files. None: no splitting.
-        id_field: the field that names a record.
+        id_fields: fields that may name a record; the first that is there does.
     """
 
     origin: Origin
@@ -36,7 +36,7 @@ class LlavaSource:
     videos: MediaFolder | None = None
     texts: bool = True
     max_rounds: int | None = None
-    id_field: str = "id"
+    id_fields: tuple[str, ...] = ("id",)
 
     def inputs(self) -> Sequence[InputFile]:
         """The annotation files."""
@@ -58,7 +58,8 @@ class LlavaSource:
 
     def key(self, value: Any) -> str:
         """The record's id."""
-        return name_field(value, self.id_field)
+        present = [name for name in self.id_fields if isinstance(value, Mapping) and name in value]
+        return name_field(value, present[0] if present else self.id_fields[0])
 
     def convert(self, value: Any, row_id: str) -> Sequence[Sample]:
         """One row, or one a piece if the conversation is longer than ``max_rounds``."""

@@ -1,7 +1,6 @@
 """Finding the files that records name, below a folder that the user names; never outside it."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -51,13 +50,19 @@ class MediaFolder:
             raise MissingMediaError(f"{self.kind} is missing", f"{self.folder / relative}")
         return self.row_path(relative)
 
-    def find_any(self, stem: str, suffixes: Sequence[str] = VIDEO_SUFFIXES) -> str:
-        """The row's path of the first file ``stem`` + suffix that exists; errors as for `find`."""
-        relative = self.checked(stem)
-        for suffix in suffixes:
-            if self._holds(relative + suffix):
-                return self.row_path(relative + suffix)
-        raise MissingMediaError(f"{self.kind} is missing", f"{self.folder / relative} with any of {' '.join(suffixes)}")
+    def find_any(self, *stems: str) -> str:
+        """The row's path of the first file that exists among ``stems`` with each of `VIDEO_SUFFIXES`.
+
+        Raises:
+            BadRecordError: a stem leads out of the folder.
+            MissingMediaError: there is no such file.
+        """
+        relative = [self.checked(stem) for stem in stems]
+        for name in (stem + suffix for stem in relative for suffix in VIDEO_SUFFIXES):
+            if self._holds(name):
+                return self.row_path(name)
+        tried = " or ".join(dict.fromkeys(str(self.folder / stem) for stem in relative))
+        raise MissingMediaError(f"{self.kind} is missing", f"{tried} with any of {' '.join(VIDEO_SUFFIXES)}")
 
     def find_video(self, name: str) -> str:
         """The row's path of a video that may be there with another suffix than the source says; errors as for `find`.

@@ -15,7 +15,7 @@ from longvid_train.errors import UserError
 
 BLOCK_BYTES = 1 << 20
 SEPARATOR = "::"
-_BROKEN_ARCHIVE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, gzip.BadGzipFile)
+BROKEN_ARCHIVE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, gzip.BadGzipFile)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class InputFile:
             with self._opened() as stream:
                 while block := stream.read(BLOCK_BYTES):
                     yield block
-        except _BROKEN_ARCHIVE as error:
+        except BROKEN_ARCHIVE as error:
             raise UserError(f"{self.name}: damaged or cut off ({error}); fetch it again") from error
         except OSError as error:
             raise UserError(f"{self.name}: cannot be read ({error.strerror or error})") from error

@@ -10,7 +10,7 @@ class Item:
 
     Attributes:
         file: name of the file, as the user gave it.
-        line: line on which the element starts, counted from 1.
+        line: line on which the element starts, counted from 1; 0 where the element is the file itself.
         value: the parsed element; None if it could not be parsed.
         problem: why it could not be parsed; the reader could go on behind it.
     """
@@ -23,4 +23,4 @@ class Item:
     @property
     def where(self) -> str:
         """``file:line``."""
-        return f"{self.file}:{self.line}"
+        return f"{self.file}:{self.line}" if self.line else self.file
