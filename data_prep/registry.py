@@ -12,11 +12,15 @@ SOURCES = {
     "activitynet_qa": "evaluation: ActivityNet-QA",
     "nextqa": "evaluation: NExT-QA, multiple choice",
     "egoschema": "evaluation: EgoSchema, multiple choice",
+    "movienet": "stage 3: MovieNet's key frames, subtitles and descriptions, and the released Long-VideoQA",
+    "long_videoqa": "stage 3: questions about movies by a teacher model, from synopses and scripts",
+    "longalpaca": "stage 3: long text",
     "folder": "your own videos, with subtitles",
 }
 """Sources: their modules have ``add_arguments`` and ``make_source``."""
 
 TOOLS = {
+    "parquet": "a manifest to Parquet files that the datasets library reads, and back",
     "check": "check manifests: rows, files, decoding, lengths, repeated rows, leaks; draw an overview",
     "merge": "join the shards of one manifest and verify them",
     "sample": "draw a number of rows from a manifest",

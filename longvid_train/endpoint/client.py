@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -103,18 +104,23 @@ class ChatClient:
     def ask_all(
         self, conversations: Iterable[Conversation], parse: Callable[[str], T]
     ) -> Iterator[Answer[T] | Failure]:
-        """Answers in the order of the questions, ``concurrency`` under way at once; questions are drawn as needed.
+        """Answers in the order of the questions; otherwise as `run_all`."""
+        return self.run_all(partial(self.ask, conversation, parse) for conversation in conversations)
+
+    def run_all(self, jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
+        """Run jobs that ask this client, ``concurrency`` at once, and yield what they return in their order.
+
+        Jobs are drawn as they are needed, so there may be any number of them.
 
         Raises:
-            UserError: as `ask`; questions not yet sent are dropped, answers so far are in the cache.
+            UserError: as `ask`; jobs that have not started are dropped, answers so far are in the cache.
         """
         workers = self._settings.concurrency
-        source = iter(conversations)
-        under_way: deque[Future[Answer[T] | Failure]] = deque()
+        under_way: deque[Future[T]] = deque()
         with ThreadPoolExecutor(workers, thread_name_prefix="endpoint") as pool:
             try:
-                for conversation in source:
-                    under_way.append(pool.submit(self.ask, conversation, parse))
+                for job in jobs:
+                    under_way.append(pool.submit(job))
                     if len(under_way) >= _QUEUED_PER_WORKER * workers:
                         yield under_way.popleft().result()
                 while under_way:
