@@ -7,10 +7,13 @@ examples:
   longvid ask photo.jpg "What is this?" --media other.jpg
   longvid ask clip.mp4 --stdin < questions.txt
   longvid ask clip.mp4 "What happens?" --adapter runs/stage2_lora/adapter
+  longvid ask movie.mp4 "Who wins?" --model llava-hf/llava-onevision-qwen2-7b-ov-hf --frames 256
+      --adaptation configs/adaptations/visual_yarn.yaml
 
-The answer streams to stdout; progress and numbers go to stderr. Without --frames and --fps a video is sampled at 1
-frame per second, or as densely as the language model's window allows if that is too long (said on stderr). Every medium
-stands in front of the question; "<video>" and "<image>" in the first question place them elsewhere.
+The answer streams to stdout; progress and numbers go to stderr. Without --frames and --fps an adaptation's own frames
+are shown; without those a LLaMA-VID samples a video at 1 frame per second, or as densely as its window allows, and any
+other model the frames it was trained on (said on stderr). Every medium stands in front of the question; "<video>" and
+"<image>" in the first question place them elsewhere.
 """
 
 import argparse
@@ -49,9 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("questions", metavar="QUESTION", nargs="*", help="first question, then follow-ups")
     add("--media", metavar="FILE", action="append", default=[], help="a further video or image (repeatable)")
     add("--stdin", action="store_true", help="read further questions from standard input, one a line")
-    add("--model", type=Path, metavar="FOLDER", help=f"LLaMA-VID checkpoint ({DEFAULT_MODEL} where it exists)")
+    add("--model", metavar="MODEL", help=f"folder, or hub id of a backbone ({DEFAULT_MODEL} where it exists)")
+    add("--adaptation", type=Path, metavar="YAML", help="how videos are shown and how the window is extended")
     add("--adapter", type=Path, metavar="FOLDER", help="LoRA adapter; its record names the model if --model does not")
-    add("--template", help="vicuna_v1 or plain (the one the checkpoint was trained with)")
+    add("--template", help="LLaMA-VID: vicuna_v1 or plain (the one the checkpoint was trained with)")
+    add("--prompt", metavar="TEXT", help='other models: e.g. "USER: <video>\\n{question} ASSISTANT:" (chat template)')
     density = parser.add_mutually_exclusive_group()
     density.add_argument("--frames", type=int, metavar="N", help="show N frames, evenly spaced")
     density.add_argument("--fps", type=float, metavar="F", help="show F frames per second (1, as far as they fit)")
@@ -60,6 +65,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--subtitles", metavar="FILE.srt", action="append", default=[], help="subtitles, once a video in their order")
     add("--device", default="auto", help="auto, cpu or cuda (auto)")
     add("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (auto: the checkpoint's)")
+    add(
+        "--features-on",
+        default="device",
+        metavar="PLACE",
+        help="where frames wait once encoded: device or cpu (device)",
+    )
+    add("--prefill-chunk", type=int, metavar="N", help="tokens of the prompt that pass the model at once (2048)")
+    add("--frame-chunk", type=int, metavar="N", help="frames that pass the vision tower at once (the model's own)")
     add("--max-new-tokens", type=int, metavar="N", help="longest answer (256, or what half the window leaves each)")
     add("--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest words (0)")
     add("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest tokens of probability P (1)")
@@ -75,16 +88,18 @@ def run(arguments: argparse.Namespace) -> int:
     _check_words(arguments)
     limits = limits_of(arguments)
     if arguments.adapter is None:
-        arguments.model = _model_folder(arguments.model)
+        arguments.model = _model_source(arguments.model)
     # Importing torch takes seconds: mistakes above and --help do not pay for it.
     import transformers
 
-    from longvid_train.data.templates import template_by_name
-    from longvid_train.generate.chat import VideoChat
+    from longvid_train.adaptation.reading import load_adaptation
+    from longvid_train.generate.chat import VideoChat, resolve_device, resolve_dtype
+    from longvid_train.generate.engine import EngineOptions
+    from longvid_train.generate.loading import read_prompting
     from longvid_train.generate.media import ReadOptions, check_frame_counts
     from longvid_train.generate.options import GenerationOptions
-    from longvid_train.generate.prompting import Prompting, unanswered
     from longvid_train.models.llama_vid.adapted import read_llama_vid_adapter
+    from longvid_train.models.prefill import PREFILL_CHUNK
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -96,21 +111,31 @@ def run(arguments: argparse.Namespace) -> int:
         num_beams=arguments.num_beams,
         seed=arguments.seed,
     )
+    engine = EngineOptions(
+        features_on=arguments.features_on,
+        prefill_chunk=PREFILL_CHUNK if arguments.prefill_chunk is None else arguments.prefill_chunk,
+        frame_chunk=arguments.frame_chunk,
+    )
+    resolve_device(arguments.device)
+    resolve_dtype(arguments.dtype)
     read = ReadOptions(reader=arguments.reader, isolated=not arguments.no_isolate, limits=limits)
+    adaptation = None if arguments.adaptation is None else load_adaptation(arguments.adaptation)
     adapter = None if arguments.adapter is None else read_llama_vid_adapter(arguments.adapter)
-    folder = arguments.model if adapter is None else adapter.base_folder(arguments.model)
-    template = None if arguments.template is None else template_by_name(arguments.template)
-    prompting = Prompting.from_folder(folder, adapter=adapter, template=template)
+    given = None if arguments.model is None else Path(arguments.model)
+    source = arguments.model if adapter is None else adapter.base_folder(given)
+    prompting = read_prompting(
+        source, adaptation=adaptation, adapter=adapter, template=arguments.template, prompt=arguments.prompt
+    )
     if asked_tokens is None:
         options = replace(options, max_new_tokens=_default_new_tokens(prompting.window, _planned(arguments)))
     media = _media(arguments, read, prompting, options)
     check_frame_counts(media, read)
     if arguments.questions:
-        layouts = [medium.layout for medium in media]
-        turns = unanswered(arguments.questions, [medium.type for medium in media])
-        prompting.check_window(turns, layouts, options.max_new_tokens)
-    _say(f"loading {folder}{'' if adapter is None else f' and {adapter.folder}'}")
-    chat = VideoChat.load(folder, adapter=adapter, prompting=prompting, device=arguments.device, dtype=arguments.dtype)
+        _check_questions(arguments.questions, media, prompting, options)
+    _say(f"loading {source}{'' if adapter is None else f' and {adapter.folder}'}")
+    chat = VideoChat.load(
+        source, adapter=adapter, prompting=prompting, device=arguments.device, dtype=arguments.dtype, engine=engine
+    )
     talk = chat.open(media, read=read, on_progress=_Progress())
     answers = [_answered(talk, question, options, arguments.json) for question in _questions(arguments)]
     if not answers:
@@ -118,6 +143,20 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(_report(answers), ensure_ascii=False))
     return 0
+
+
+def _check_questions(
+    questions: list[str], media: "list[Medium]", prompting: "Prompting", options: "GenerationOptions"
+) -> None:
+    """Refuse what does not fit or cannot be extended, before weights load."""
+    from longvid_train.generate.prompting import unanswered
+
+    layouts = [medium.layout for medium in media]
+    turns = unanswered(questions, [medium.type for medium in media])
+    prompting.check_window(turns, layouts, options.max_new_tokens)
+    counts = prompting.token_counts(turns, layouts, options.max_new_tokens)
+    if prompting.adaptation.window.extends:
+        prompting.extension(prompting.skeleton(), counts)
 
 
 def _check_words(arguments: argparse.Namespace) -> None:
@@ -144,15 +183,15 @@ def _default_new_tokens(window: int, questions: list[str]) -> int:
     return min(DEFAULT_NEW_TOKENS, room)
 
 
-def _model_folder(given: Path | None) -> Path:
+def _model_source(given: str | None) -> str:
     if given is not None:
         return given
     if not DEFAULT_MODEL.is_dir():
         raise UserError(
-            f"no --model given and {DEFAULT_MODEL} does not exist here; name a LLaMA-VID folder, or train a small one "
-            "with: bash scripts/quickstart.sh"
+            f"no --model given and {DEFAULT_MODEL} does not exist here; name a folder or a hub id, or train a small "
+            "model with: bash scripts/quickstart.sh"
         )
-    return DEFAULT_MODEL
+    return str(DEFAULT_MODEL)
 
 
 def _questions(arguments: argparse.Namespace) -> Iterator[str]:
@@ -187,9 +226,11 @@ def _media(
 
     if not videos:
         return [open_image(path) for path in paths]
-    asked = _asked_sampling(arguments)
+    asked = _asked_sampling(arguments, prompting)
     if asked is not None:
-        return opened(lambda info: asked)
+        return opened(lambda info: _whole_groups(asked, info, prompting.joint_frames))
+    if prompting.trained_frames is not None:
+        return _trained_frames(arguments, prompting, opened)
     return _default_sampling(arguments, prompting, options, opened)
 
 
@@ -207,14 +248,48 @@ def _check_video_options(arguments: argparse.Namespace, videos: int) -> None:
             raise UserError(f"{name} has no effect: {arguments.medium} is an image; leave it out")
 
 
-def _asked_sampling(arguments: argparse.Namespace) -> "Sampling | None":
+def _asked_sampling(arguments: argparse.Namespace, prompting: "Prompting") -> "Sampling | None":
+    """Of the command line, else of the adaptation."""
     from longvid_train.video import FramesPerSecond, UniformFrames
 
-    if arguments.frames is not None:
-        return UniformFrames(count=arguments.frames, start_s=arguments.start, end_s=arguments.end)
-    if arguments.fps is not None:
-        return FramesPerSecond(fps=arguments.fps, start_s=arguments.start, end_s=arguments.end)
+    frames, fps, most = arguments.frames, arguments.fps, None
+    if frames is None and fps is None:
+        adaptation = prompting.adaptation
+        frames, fps = (adaptation.frames, None) if adaptation.fps is None else (None, adaptation.fps)
+        most = adaptation.frames
+    if frames is not None:
+        return UniformFrames(count=frames, start_s=arguments.start, end_s=arguments.end)
+    if fps is not None:
+        return FramesPerSecond(fps=fps, max_frames=most, start_s=arguments.start, end_s=arguments.end)
     return None
+
+
+def _whole_groups(sampling: "Sampling", info: "VideoInfo", joint_frames: int) -> "Sampling":
+    """A rate gives any number of frames; a joint-frame tower takes the whole groups of them."""
+    from longvid_train.video import FramesPerSecond, frame_count
+
+    if joint_frames == 1 or not isinstance(sampling, FramesPerSecond):
+        return sampling
+    whole = frame_count(sampling, info) // joint_frames * joint_frames
+    return replace(sampling, max_frames=whole) if whole else sampling
+
+
+def _trained_frames(
+    arguments: argparse.Namespace,
+    prompting: "Prompting",
+    opened: "Callable[[Callable[[VideoInfo], Sampling]], list[Medium]]",
+) -> "list[Medium]":
+    """The frames the model was trained on, or all of a shorter video, in whole groups."""
+    from longvid_train.video import UniformFrames
+
+    trained, step = prompting.trained_frames, prompting.joint_frames
+    assert trained is not None
+    every = UniformFrames(count=trained, at_most=True, start_s=arguments.start, end_s=arguments.end)
+    found = min(len(medium.timestamps_s) for medium in opened(lambda info: every) if medium.type == "video")
+    count = max(step, found // step * step)
+    _say(f"showing {count} frames, evenly spaced: the model was trained on {trained} (--frames shows more)")
+    sampling = UniformFrames(count=count, start_s=arguments.start, end_s=arguments.end)
+    return opened(lambda info: sampling)
 
 
 def _default_sampling(
@@ -256,6 +331,8 @@ def _answered(talk: "Conversation", question: str, options: "GenerationOptions",
     answer = talk.ask(question, options, on_text=None if as_json else show)
     if not as_json:
         print(flush=True)
+    for note in answer.notes:
+        _say(note)
     _say(_numbers(answer))
     return answer
 

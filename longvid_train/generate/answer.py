@@ -20,6 +20,27 @@ class ShownMedium:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WindowUse:
+    """The window an answer was made under.
+
+    Attributes:
+        kind: of the window, e.g. ``"visual_yarn"``; ``"none"`` extends nothing.
+        measure: what it measures: ``"visual"`` tokens or the whole ``"language"`` sequence.
+        tokens: of this input, so measured; the tokens that may be generated count to a sequence.
+        trained_tokens: what the model was trained on, in the same measure: the window before.
+        scale: ``s``; 1 changes nothing.
+        language_tokens: the longest sequence it takes: the window after.
+    """
+
+    kind: str
+    measure: str
+    tokens: int
+    trained_tokens: int
+    scale: float
+    language_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Answer:
     """One answer.
 
@@ -42,6 +63,9 @@ class Answer:
         device: e.g. ``"cpu"``.
         reader: who decoded the media, joined by commas when several did.
         media: each medium's share of the above.
+        plan: how the frames are shown, in words; empty without a token plan.
+        window: see `WindowUse`.
+        notes: lines for the user: what plan and window did, and what has no effect.
     """
 
     question: str
@@ -61,6 +85,9 @@ class Answer:
     device: str
     reader: str
     media: tuple[ShownMedium, ...]
+    plan: str
+    window: WindowUse
+    notes: tuple[str, ...]
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -1,13 +1,10 @@
-"""Conversations with a LLaMA-VID about videos and images.
+"""Conversations with a model about videos and images.
 
 >>> chat = VideoChat.load("quickstart/stage3/model")
 >>> talk = chat.open([VideoRequest("clip.mp4", FramesPerSecond(fps=1.0))])
 >>> talk.ask("What is in the video?").answer
 
-A medium is decoded and passes the vision tower once, at the first question. Each question gets context tokens of its
-own from the kept tower features.
-
-``F`` frames of a conversation, ``P`` patches, ``C`` tower width.
+A medium is decoded and passes the vision tower once, at the first question.
 """
 
 import time
@@ -16,15 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from longvid_train.data.collate import collate
-from longvid_train.data.conversation import ConversationOptions, EncodedSample
+from longvid_train.adaptation.settings import Adaptation
+from longvid_train.data.conversation import shown_media
 from longvid_train.data.manifest import Turn
-from longvid_train.data.templates import ChatTemplate
 from longvid_train.errors import UserError
-from longvid_train.generate.answer import Answer, ShownMedium, peak_bytes
-from longvid_train.generate.generation import AnswerDecoder, Generated, generate_answers
+from longvid_train.generate.answer import Answer, ShownMedium, WindowUse, peak_bytes
+from longvid_train.generate.decoding import Generated
+from longvid_train.generate.engine import Asked, Engine, EngineOptions
+from longvid_train.generate.loading import load_engine, read_prompting
 from longvid_train.generate.media import (
     EncodedMedia,
     Medium,
@@ -33,6 +33,7 @@ from longvid_train.generate.media import (
     check_frame_counts,
     encode_media,
     no_progress,
+    open_frames,
     open_image,
     open_video,
     probe_video,
@@ -41,9 +42,7 @@ from longvid_train.generate.options import GenerationOptions
 from longvid_train.generate.prompting import Prompting, first_question, next_question
 from longvid_train.generate.streaming import OnText
 from longvid_train.models.adapter import Adapter
-from longvid_train.models.llama_vid.adapted import load_adapted
-from longvid_train.models.llama_vid.loading import load_llama_vid
-from longvid_train.types import Batch
+from longvid_train.rope.scale import TokenCounts, extent_of
 from longvid_train.video import Sampling
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -65,66 +64,81 @@ class ImageRequest:
     path: str | Path
 
 
+@dataclass(frozen=True, eq=False)
+class FramesRequest:
+    """Frames of a video that are in memory: ``(N, height, width, 3)`` uint8 RGB in time order; see ``open_frames``."""
+
+    frames: NDArray[np.uint8]
+    timestamps_s: Sequence[float] | None = None
+    subtitles: str | Path | None = None
+    name: str = "frames"
+
+
 class VideoChat:
     """A loaded model that answers questions about media.
 
     Args:
-        model: in eval mode, on its device.
-        prompting: how its prompts are built.
+        engine: the model and how it is asked.
         name: what answers call the model.
-        offload_features: keep tower features in main memory instead of on the model's device.
     """
 
-    def __init__(self, model: Any, prompting: Prompting, *, name: str, offload_features: bool = False) -> None:
-        self.model = model
-        self.prompting = prompting
+    def __init__(self, engine: Engine, *, name: str) -> None:
+        self.engine = engine
         self.name = name
-        self.decoder = AnswerDecoder(prompting.processor, prompting.template)
-        self.store_device = torch.device("cpu") if offload_features else model.device
+
+    @property
+    def model(self) -> Any:
+        """transformers' model."""
+        return self.engine.model
+
+    @property
+    def prompting(self) -> Prompting:
+        """How the model is asked."""
+        return self.engine.prompting
 
     @classmethod
     def load(
         cls,
-        folder: str | Path,
+        source: str | Path,
         *,
+        adaptation: Adaptation | None = None,
         adapter: Adapter | None = None,
         prompting: Prompting | None = None,
-        template: ChatTemplate | None = None,
-        options: ConversationOptions | None = None,
+        template: str | None = None,
+        prompt: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
-        offload_features: bool = False,
+        engine: EngineOptions = EngineOptions(),  # noqa: B008 - frozen
     ) -> "VideoChat":
-        """Load a checkpoint folder: model and processor.
+        """Load a checkpoint, recognised by its ``config.json``: a LLaMA-VID or any backbone.
 
         Args:
-            folder: written by training (``save_pretrained`` of both).
+            source: a folder written by ``save_pretrained``, or for a backbone a hub id (``str``).
+            adaptation: how videos are shown and how the window is extended; default: the model as it is.
             adapter: trained on that checkpoint, from ``read_llama_vid_adapter``; its processor and window are used.
-            prompting: already read from the folder; then ``template`` and ``options`` are not used.
-            template: default: the one the checkpoint was trained with.
-            options: default: the content grids it was trained with.
+            prompting: already read from the source; then what it was read with is not used.
+            template: see ``read_prompting``.
+            prompt: see ``read_prompting``.
             device: ``"auto"`` takes CUDA where there is one; else torch's name of a device.
             dtype: ``"auto"`` keeps the checkpoint's; or a key of `DTYPES`.
-            offload_features: see the class.
+            engine: see `EngineOptions`.
 
         Raises:
-            UserError: no such folder, another architecture, weights that do not fit, no such device or dtype.
+            UserError: no such checkpoint, another architecture, weights that do not fit, no such device or dtype, or as
+                ``read_prompting``.
         """
-        place = resolve_device(device)
-        prompting = prompting or Prompting.from_folder(folder, adapter=adapter, template=template, options=options)
-        if adapter is None:
-            model = load_llama_vid(folder, dtype=resolve_dtype(dtype)).to(place)
-        else:
-            model = load_adapted(folder, adapter, dtype=resolve_dtype(dtype)).to(place)
+        place, kept_type = resolve_device(device), resolve_dtype(dtype)
+        asked = prompting or read_prompting(
+            source, adaptation=adaptation, adapter=adapter, template=template, prompt=prompt
+        )
+        loaded = load_engine(source, asked, adapter=adapter, device=place, dtype=kept_type, options=engine)
         if place.type == "cuda":
             torch.cuda.reset_peak_memory_stats(place)
-        return cls(
-            model, prompting, name=str(folder if adapter is None else adapter.folder), offload_features=offload_features
-        )
+        return cls(loaded, name=str(source if adapter is None else adapter.folder))
 
     def open(
         self,
-        media: Sequence[VideoRequest | ImageRequest | Medium],
+        media: Sequence[VideoRequest | ImageRequest | FramesRequest | Medium],
         *,
         read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
         history: Sequence[tuple[str, str]] = (),
@@ -173,36 +187,30 @@ class VideoChat:
             self.prompting.check_window(turns, talk.layouts, options.max_new_tokens)
         fresh = [talk.encoded is None for talk in conversations]
         media = [talk.encode() for talk in conversations]
-        samples = [self.prompting.encode(turns, talk.layouts) for talk, turns in zip(conversations, asked, strict=True)]
+        prompts = [
+            Asked(
+                sample=self.prompting.encode(turns, talk.layouts),
+                counts=self.prompting.token_counts(turns, talk.layouts, options.max_new_tokens),
+                shown=tuple(shown_media(turns, self.prompting.options)),
+                kept=encoded.kept,
+            )
+            for talk, turns, encoded in zip(conversations, asked, media, strict=True)
+        ]
         clock = time.perf_counter()
-        generated = generate_answers(self.model, self.decoder, self._batch(samples, media), options, on_text)
+        generated = self.engine.answer(prompts, options, on_text)
         generate_s = time.perf_counter() - clock
         answers = []
         for row, talk in enumerate(conversations):
             spent_s = (media[row].decode_s, media[row].encode_s, generate_s) if fresh[row] else (0.0, 0.0, generate_s)
-            answers.append(self._answer(questions[row], talk, samples[row], generated[row], media[row], spent_s))
+            answers.append(self._answer(questions[row], talk, prompts[row], generated[row], media[row], spent_s))
             talk.turns = (*asked[row], Turn("assistant", generated[row].text))
         return answers
-
-    def _batch(self, samples: Sequence[EncodedSample], media: Sequence[EncodedMedia]) -> Batch:
-        """Collate, with the kept tower features in the place of pixels, on the model's device."""
-        batch = collate(samples, self.prompting.processor, "left")
-        text, visual = batch["text"], batch["visual"]
-        device = self.model.device
-        text["input_ids"], text["attention_mask"] = text["input_ids"].to(device), text["attention_mask"].to(device)
-        if visual is not None:
-            del visual["pixel_values"]
-            features = [encoded.features.to(device) for encoded in media if encoded.features is not None]
-            visual["visual_features"] = features[0] if len(features) == 1 else torch.cat(features)
-            visual["prompt_input_ids"] = visual["prompt_input_ids"].to(device)
-            visual["prompt_attention_mask"] = visual["prompt_attention_mask"].to(device)
-        return batch
 
     def _answer(
         self,
         question: str,
         talk: "Conversation",
-        sample: EncodedSample,
+        asked: Asked,
         generated: Generated,
         encoded: EncodedMedia,
         spent_s: tuple[float, float, float],
@@ -223,8 +231,8 @@ class VideoChat:
             answer=generated.text,
             frames=sum(medium.frames for medium in shown),
             timestamps_s=tuple(time_s for medium in shown for time_s in medium.timestamps_s),
-            visual_tokens=int((sample.input_ids == self.prompting.processor.visual_token_id).sum()),
-            prompt_tokens=len(sample.input_ids),
+            visual_tokens=int((asked.sample.input_ids == self.prompting.processor.visual_token_id).sum()),
+            prompt_tokens=len(asked.sample.input_ids),
             new_tokens=generated.new_tokens,
             seconds=sum(spent_s),
             decode_s=spent_s[0],
@@ -236,6 +244,16 @@ class VideoChat:
             device=str(self.model.device),
             reader=",".join(dict.fromkeys(encoded.readers)),
             media=shown,
+            plan=self.prompting.plan_words(talk.layouts),
+            window=_window_use(self.prompting, asked.counts),
+            notes=self._notes(talk, asked),
+        )
+
+    def _notes(self, talk: "Conversation", asked: Asked) -> tuple[str, ...]:
+        extension = self.engine.extension(asked.counts)
+        return (
+            *self.prompting.notes(talk.layouts, asked.counts),
+            *(() if extension is None else extension.description),
         )
 
 
@@ -245,7 +263,7 @@ class Conversation:
     Attributes:
         media: what it is about.
         turns: questions and answers so far, in the data room's form.
-        encoded: the kept tower features; None before the first question.
+        encoded: what the engine keeps of their frames; None before the first question.
     """
 
     def __init__(
@@ -299,15 +317,7 @@ class Conversation:
             UserError: a file cannot be decoded.
         """
         if self.encoded is None:
-            chat = self._chat
-            self.encoded = encode_media(
-                self.media,
-                chat.model,
-                chat.prompting.processor,
-                self._read,
-                store_device=chat.store_device,
-                on_progress=self._on_progress,
-            )
+            self.encoded = encode_media(self.media, self._chat.engine, self._read, on_progress=self._on_progress)
         return self.encoded
 
     def with_question(self, question: str) -> tuple[Turn, ...]:
@@ -318,6 +328,19 @@ class Conversation:
         """
         asked = next_question(question) if self.turns else first_question(question, [m.type for m in self.media])
         return (*self.turns, asked)
+
+
+def _window_use(prompting: Prompting, counts: TokenCounts) -> WindowUse:
+    window = prompting.adaptation.window
+    extent = extent_of(window, counts, prompting.trained)
+    return WindowUse(
+        kind=window.kind,
+        measure=window.measure,
+        tokens=extent.measured_tokens,
+        trained_tokens=extent.trained_tokens,
+        scale=extent.scale,
+        language_tokens=extent.language_tokens,
+    )
 
 
 def resolve_device(name: str) -> torch.device:
@@ -348,10 +371,14 @@ def resolve_dtype(name: str) -> torch.dtype | str:
     return DTYPES[name]
 
 
-def _opened(medium: VideoRequest | ImageRequest | Medium, read: ReadOptions) -> Medium:
+def _opened(medium: VideoRequest | ImageRequest | FramesRequest | Medium, read: ReadOptions) -> Medium:
     if isinstance(medium, Medium):
         return medium
     if isinstance(medium, ImageRequest):
         return open_image(medium.path)
+    if isinstance(medium, FramesRequest):
+        return open_frames(
+            medium.frames, timestamps_s=medium.timestamps_s, subtitles=medium.subtitles, name=medium.name
+        )
     info = probe_video(medium.path, read)
     return open_video(info, medium.sampling, subtitles=medium.subtitles, reader=read.reader)

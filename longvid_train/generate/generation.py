@@ -1,76 +1,20 @@
-"""A left-padded batch of open prompts to answers, with transformers' ``generate``.
+"""Open prompts to answers, with transformers' ``generate``.
 
-``B`` rows, ``S`` tokens of the longest prompt.
+``B`` rows, ``S`` tokens of the longest prompt, ``T_r`` visual tokens of row ``r``, ``H`` language-model width.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
-from longvid_train.data.processing import MultimodalProcessor
-from longvid_train.data.templates import ChatTemplate, piece_ids
-from longvid_train.errors import UserError
+from longvid_train.generate.decoding import AnswerDecoder, Generated
 from longvid_train.generate.options import GenerationOptions
 from longvid_train.generate.streaming import AnswerStreamer, OnText
+from longvid_train.models.prefill import generate_from_tokens
 from longvid_train.types import Batch
-
-
-@dataclass(frozen=True)
-class Generated:
-    """One row's answer: its text, and how many tokens were made (the end token counts, padding does not)."""
-
-    text: str
-    new_tokens: int
-
-
-@dataclass(frozen=True)
-class AnswerDecoder:
-    """What ends an answer, and the text of its tokens.
-
-    Attributes:
-        processor: has the tokenizer.
-        template: says what stands behind an answer.
-    """
-
-    processor: MultimodalProcessor
-    template: ChatTemplate
-
-    @property
-    def end_token_ids(self) -> list[int]:
-        """Tokens that end an answer.
-
-        Raises:
-            UserError: there is none.
-        """
-        eos_token_id = self.processor.tokenizer.eos_token_id
-        ends = [] if eos_token_id is None else [int(eos_token_id)]
-        if self.template.answer_suffix:
-            ends.append(piece_ids(self.template.answer_suffix, self.processor.tokenizer, continues=True)[-1])
-        if not ends:
-            raise UserError("the tokenizer has no end-of-sequence token, so an answer could not end; set eos_token")
-        return ends
-
-    @property
-    def pad_token_id(self) -> int:
-        """What fills finished rows."""
-        pad_token_id = self.processor.tokenizer.pad_token_id
-        return self.end_token_ids[0] if pad_token_id is None else int(pad_token_id)
-
-    def text(self, ids: list[int]) -> str:
-        """The answer: without special tokens, cut at the template's suffix, stripped."""
-        text: str = self.processor.tokenizer.decode(ids, skip_special_tokens=True)
-        suffix = self.template.answer_suffix
-        body = text.lstrip()
-        return (body.split(suffix)[0] if suffix else body).strip()
-
-    def generated(self, ids: list[int]) -> Generated:
-        """Read a row of new tokens, padded behind its end token."""
-        ends = set(self.end_token_ids)
-        count = next((place for place, token in enumerate(ids, start=1) if token in ends), len(ids))
-        return Generated(self.text(ids[:count]), count)
 
 
 def generate_answers(
@@ -80,7 +24,7 @@ def generate_answers(
     options: GenerationOptions,
     on_text: OnText | None = None,
 ) -> list[Generated]:
-    """Answer every row of a batch.
+    """Answer every row of a collated batch; the model encodes its frames.
 
     Args:
         model: any backbone with transformers' ``generate``, in eval mode.
@@ -93,21 +37,80 @@ def generate_answers(
         One answer a row, in order.
     """
     prompt = batch["text"]["input_ids"]
-    assert on_text is None or len(prompt) == 1, "only a single row can be streamed"
-    streamer = AnswerStreamer(decoder.text, on_text) if on_text is not None and options.num_beams == 1 else None
     visual: Mapping[str, Any] = batch["visual"] or {}
+    streamer = _streamer(decoder, options, on_text, len(prompt))
     with _seeded(options, prompt.device):
         output = model.generate(
             input_ids=prompt,
             attention_mask=batch["text"]["attention_mask"],
             **visual,
-            pad_token_id=decoder.pad_token_id,
-            eos_token_id=decoder.end_token_ids,
-            streamer=streamer,
-            **options.keywords(),
+            **_keywords(decoder, options, streamer),
         )
-    answers = [decoder.generated(row) for row in output[:, prompt.shape[1] :].tolist()]
-    if on_text is not None and streamer is None:
+    return _read(output[:, prompt.shape[1] :], decoder, on_text if streamer is None else None)
+
+
+def generate_prompts(
+    model: Any,
+    decoder: AnswerDecoder,
+    prompts: Sequence[torch.Tensor],
+    visual_tokens: Sequence[torch.Tensor],
+    options: GenerationOptions,
+    on_text: OnText | None = None,
+    *,
+    placeholder_id: int,
+    prefill_chunk: int,
+) -> list[Generated]:
+    """Answer prompts whose visual tokens are given, in one left-padded batch.
+
+    Args:
+        model: transformers' model, in eval mode.
+        decoder: see `AnswerDecoder`.
+        prompts: ``(S_r,)`` int64 each, with one ``placeholder_id`` a visual token.
+        visual_tokens: ``(T_r, H)`` each, on any device.
+        options: how tokens are chosen.
+        on_text: as `generate_answers`.
+        placeholder_id: stands for one visual token.
+        prefill_chunk: positions that pass the decoder at once.
+
+    Returns:
+        One answer a prompt, in order.
+    """
+    device = model.get_input_embeddings().weight.device
+    ids = pad_sequence(list(prompts), batch_first=True, padding_value=decoder.pad_token_id, padding_side="left")
+    mask = pad_sequence([torch.ones_like(one) for one in prompts], batch_first=True, padding_side="left")
+    streamer = _streamer(decoder, options, on_text, len(prompts))
+    with _seeded(options, device):
+        output = generate_from_tokens(
+            model,
+            ids.to(device),
+            mask.to(device),
+            visual_tokens,
+            placeholder_id=placeholder_id,
+            prefill_chunk=prefill_chunk,
+            **_keywords(decoder, options, streamer),
+        )
+    return _read(output[:, ids.shape[1] :], decoder, on_text if streamer is None else None)
+
+
+def _streamer(
+    decoder: AnswerDecoder, options: GenerationOptions, on_text: OnText | None, rows: int
+) -> AnswerStreamer | None:
+    assert on_text is None or rows == 1, "only a single row can be streamed"
+    return AnswerStreamer(decoder.text, on_text) if on_text is not None and options.num_beams == 1 else None
+
+
+def _keywords(decoder: AnswerDecoder, options: GenerationOptions, streamer: AnswerStreamer | None) -> dict[str, Any]:
+    return {
+        "pad_token_id": decoder.pad_token_id,
+        "eos_token_id": decoder.end_token_ids,
+        "streamer": streamer,
+        **options.keywords(),
+    }
+
+
+def _read(new_ids: torch.Tensor, decoder: AnswerDecoder, on_text: OnText | None) -> list[Generated]:
+    answers = [decoder.generated(row) for row in new_ids.tolist()]
+    if on_text is not None:
         on_text(answers[0].text)
     return answers
 

@@ -1,13 +1,13 @@
 """Media of a conversation: known by their container first, decoded and encoded once when the first question needs them.
 
-``N`` frames of one medium, ``F`` frames of all of them, ``P`` patches, ``C`` tower width.
+``N`` frames of one medium.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +16,9 @@ from PIL import Image, UnidentifiedImageError
 
 from longvid_train.data.conversation import MediumLayout
 from longvid_train.data.manifest import MediaType
-from longvid_train.data.processing import MultimodalProcessor
 from longvid_train.data.subtitles import lines_after_frames, lines_in_window
 from longvid_train.errors import UserError
+from longvid_train.generate.engine import Engine
 from longvid_train.video import (
     AtTimes,
     DecodeLimits,
@@ -36,6 +36,7 @@ PIECE_BYTES = 512 << 20
 """Decoded RGB bytes that exist at once, so that an hour of full-size frames never does."""
 
 IMAGE_READER = "pillow"
+MEMORY_READER = "memory"
 
 OnProgress = Callable[[str, int, int], None]
 """Called with what is being done, how many frames are done, and how many there are."""
@@ -72,7 +73,8 @@ class Medium:
         layout: frames and the subtitle lines behind them.
         reader: which reader will decode it: ``ReadOptions.reader``, or ``"pillow"`` for an image.
         frame_bytes: RGB bytes of one decoded frame; 0 for an image.
-        sampling: which frames of the video; None for an image.
+        sampling: which frames of the video; None for an image and for frames in memory.
+        frames: ``(N, height, width, 3)`` uint8 RGB where they are in memory already.
     """
 
     path: str
@@ -83,6 +85,7 @@ class Medium:
     reader: str
     frame_bytes: int = 0
     sampling: Sampling | None = None
+    frames: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,13 +93,13 @@ class EncodedMedia:
     """All media of a conversation, encoded.
 
     Attributes:
-        features: ``(F, 1 + P, C)`` tower output, in the order of the media; None without media.
+        kept: of each medium, what the engine keeps of its frames.
         readers: which reader decoded each medium.
         decode_s: seconds spent reading and preprocessing.
         encode_s: seconds spent in the tower.
     """
 
-    features: torch.Tensor | None
+    kept: tuple[torch.Tensor, ...]
     readers: tuple[str, ...]
     decode_s: float
     encode_s: float
@@ -126,6 +129,43 @@ def open_image(path: str | Path) -> Medium:
         duration_s=0.0,
         layout=MediumLayout.without_subtitles("image", 1),
         reader=IMAGE_READER,
+    )
+
+
+def open_frames(
+    frames: NDArray[np.uint8],
+    *,
+    timestamps_s: Sequence[float] | None = None,
+    subtitles: str | Path | None = None,
+    name: str = "frames",
+) -> Medium:
+    """Frames of a video that are in memory already.
+
+    Args:
+        frames: ``(N, height, width, 3)`` uint8 RGB in time order.
+        timestamps_s: time of each, not falling; default: 0, 1, 2, ...
+        subtitles: an ``.srt`` file; its lines from the first frame's time on stand behind their frames.
+        name: what answers call the video.
+
+    Raises:
+        UserError: an array of another shape or type, or other than one time a frame.
+    """
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
+        raise UserError(
+            f"{name} are {frames.dtype} of shape {frames.shape}; they must be uint8 of shape (N, height, width, 3)"
+        )
+    times_s = tuple(map(float, range(len(frames)) if timestamps_s is None else timestamps_s))
+    if len(times_s) != len(frames) or any(later < earlier for earlier, later in pairwise(times_s)):
+        raise UserError(f"{name}: {len(times_s)} timestamps for {len(frames)} frames; give one a frame, in time order")
+    lines = [] if subtitles is None else lines_in_window(read_subtitles(subtitles), times_s[0], None)
+    return Medium(
+        path=name,
+        type="video",
+        timestamps_s=times_s,
+        duration_s=times_s[-1] - times_s[0],
+        layout=MediumLayout("video", lines_after_frames(lines, times_s)),
+        reader=MEMORY_READER,
+        frames=frames,
     )
 
 
@@ -180,49 +220,50 @@ def check_frame_counts(media: Sequence[Medium], options: ReadOptions) -> None:
         options.limits.check_frame_count(medium.path, medium.layout.frame_count)
 
 
-@torch.no_grad()
 def encode_media(
     media: Sequence[Medium],
-    model: Any,
-    processor: MultimodalProcessor,
+    engine: Engine,
     options: ReadOptions,
     *,
-    store_device: torch.device,
     on_progress: OnProgress = no_progress,
 ) -> EncodedMedia:
-    """Decode all frames and run the tower over them, a chunk at a time; frames are dropped once they are encoded.
+    """Decode, preprocess and encode all frames, a chunk at a time; neither frames nor pixels exist all at once.
 
     Args:
         media: at least what the first question shows; may be empty.
-        model: has ``encode_frames``, ``config.frame_chunk``, ``device`` and ``dtype``.
-        processor: preprocesses frames.
+        engine: preprocesses frames, encodes them and keeps what questions need.
         options: how files are read.
-        store_device: where the features are kept.
         on_progress: told after each piece read and each chunk encoded.
 
     Raises:
         UserError: a file cannot be decoded.
     """
     total = sum(medium.layout.frame_count for medium in media)
-    features: torch.Tensor | None = None
-    readers: dict[int, str] = {}
+    kept: list[torch.Tensor] = []
+    readers: list[str] = []
     done = 0
-    timer = _Timer(model.device)
-    for number, medium in enumerate(media):
-        on_progress(f"reading {medium.path}", done, total)
-        for frames, readers[number] in _decoded_pieces(medium, options):
-            for chunk in np.split(frames, range(model.config.frame_chunk, len(frames), model.config.frame_chunk)):
-                pixels = processor.preprocess_frames(chunk).to(device=model.device, dtype=model.dtype)
+    timer = _Timer(engine.device)
+
+    def chunks(medium: Medium) -> Iterator[torch.Tensor]:
+        nonlocal done
+        for frames, reader in _decoded_pieces(medium, options):
+            used.append(reader)
+            for chunk in np.split(frames, range(engine.frame_chunk, len(frames), engine.frame_chunk)):
+                pixels = engine.preprocess(chunk)
                 timer.charge("decode")
-                encoded = model.encode_frames(pixels)
-                if features is None:
-                    features = encoded.new_empty((total, *encoded.shape[1:]), device=store_device)
-                features[done : done + len(chunk)] = encoded
+                yield pixels
                 done += len(chunk)
                 timer.charge("encode")
                 on_progress("encoding frames", done, total)
+
+    for medium in media:
+        on_progress(f"reading {medium.path}", done, total)
+        used: list[str] = []
+        kept.append(engine.keep(chunks(medium), medium.layout))
+        timer.charge("encode")
+        readers.append(used[0])
     assert done == total, f"{done} frames decoded where the containers promised {total}"
-    return EncodedMedia(features, tuple(readers.values()), timer.seconds["decode"], timer.seconds["encode"])
+    return EncodedMedia(tuple(kept), tuple(readers), timer.seconds["decode"], timer.seconds["encode"])
 
 
 class _Timer:
@@ -243,6 +284,9 @@ class _Timer:
 
 def _decoded_pieces(medium: Medium, options: ReadOptions) -> Iterator[tuple[NDArray[np.uint8], str]]:
     """Yield ``(n, height, width, 3)`` uint8 frames in order, at most `PIECE_BYTES` at once, and their reader."""
+    if medium.frames is not None:
+        yield medium.frames, MEMORY_READER
+        return
     if medium.sampling is None:
         yield read_image(medium.path, limits=options.limits)[None], IMAGE_READER
         return

@@ -1,138 +1,224 @@
-"""Questions to token ids by the data room's own rules, and whether they fit the language model's window."""
+"""Questions to token ids by the data room's own rules, and whether they fit the window; no weights are needed."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from torch import nn
 
+from longvid_train.adaptation.settings import Adaptation
 from longvid_train.data.conversation import (
     ConversationOptions,
     EncodedSample,
     LoadedMedium,
     MediumLayout,
     encode_prompt,
-    sequence_length,
+    shown_media,
+    token_counts,
 )
 from longvid_train.data.manifest import MediaType, Turn
 from longvid_train.data.processing import MultimodalProcessor
 from longvid_train.data.row_checks import PLACEHOLDER
-from longvid_train.data.templates import VICUNA_V1, ChatTemplate, template_by_name
+from longvid_train.data.templates import Template
 from longvid_train.errors import UserError
-from longvid_train.models.adapter import Adapter
-from longvid_train.models.llama_vid.configuration import LlamaVidConfig
-from longvid_train.models.llama_vid.loading import read_model_type
-from longvid_train.models.llama_vid.processing import LlamaVidProcessor
+from longvid_train.generate.decoding import AnswerDecoder
+from longvid_train.rope.extension import Extension, prepare
+from longvid_train.rope.scale import Extent, TokenCounts, TrainedWindows, extent_of
+from longvid_train.tokens.plan import TokenPlan
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompting:
-    """Everything about prompts that can be known without weights.
+class PromptCounts:
+    """Exact tokens of an open conversation.
 
     Attributes:
-        processor: the model's.
-        window: tokens the language model can take, answer included (``max_position_embeddings``).
-        rope: how the window came about, for messages, e.g. ``"rope linear x4"``; empty when it is the model's own.
-        template: how turns become text; the one the model was trained with.
-        options: content grids and media per turn, as in training; ``max_tokens`` is ignored, the window rules.
+        text: all that are not visual.
+        visual: visual tokens, of earlier questions too.
+        frames: of these, the ones that a visual window measures: without tokens after a video.
     """
 
-    processor: MultimodalProcessor
-    window: int
-    rope: str = ""
-    template: ChatTemplate = VICUNA_V1
-    options: ConversationOptions = field(default_factory=ConversationOptions)
+    text: int
+    visual: int
+    frames: int
 
-    @classmethod
-    def from_folder(
-        cls,
-        folder: str | Path,
+    @property
+    def total(self) -> int:
+        """Length of the prompt."""
+        return self.text + self.visual
+
+
+class Prompting(ABC):
+    """How one checkpoint is asked under one adaptation.
+
+    Args:
+        processor: of the checkpoint under the adaptation: counts the visual tokens of every frame.
+        template: how turns become text.
+        options: content grids and media per turn; ``max_tokens`` is ignored, the window rules.
+        adaptation: how videos are shown and how the window is extended.
+        trained: windows the checkpoint was trained on, in tokens.
+        rope: how its window came about, for messages, e.g. ``"rope linear x4"``; empty when it is the model's own.
+        further_ends: see `AnswerDecoder`.
+    """
+
+    def __init__(
+        self,
+        processor: MultimodalProcessor,
+        template: Template,
+        options: ConversationOptions,
+        adaptation: Adaptation,
+        trained: TrainedWindows,
         *,
-        adapter: Adapter | None = None,
-        template: ChatTemplate | None = None,
-        options: ConversationOptions | None = None,
-    ) -> "Prompting":
-        """Read a LLaMA-VID folder's configuration and processor, not its weights.
+        rope: str = "",
+        further_ends: tuple[int, ...] = (),
+    ) -> None:
+        self.processor = processor
+        self.template = template
+        self.options = options
+        self.adaptation = adaptation
+        self.trained = trained
+        self.rope = rope
+        self.decoder = AnswerDecoder(processor, template, further_ends)
 
-        Args:
-            folder: the checkpoint.
-            adapter: trained on the checkpoint; its processor and window are used.
-            template: default: the one the checkpoint was trained with.
-            options: default: the content grids it was trained with.
-
-        Raises:
-            UserError: no such folder, another architecture, or a file is missing.
-        """
-        read_model_type(Path(folder), LlamaVidConfig.model_type)
-        config = LlamaVidConfig.from_pretrained(folder, local_files_only=True)
-        text_config = (config if adapter is None else adapter.adapt_config(config)).text_config
-        processor = LlamaVidProcessor.from_pretrained(folder if adapter is None else adapter.folder)
-        return cls(
-            processor=processor,
-            window=int(text_config.max_position_embeddings),
-            rope=_rope_words(text_config.rope_parameters),
-            template=template or template_by_name(processor.settings.template),
-            options=options
-            or ConversationOptions(
-                image_content_grid=processor.settings.image_content_grid,
-                video_content_grid=processor.settings.video_content_grid,
-            ),
-        )
-
-    def prompt_tokens(self, turns: Sequence[Turn], layouts: Sequence[MediumLayout]) -> int:
-        """Exact tokens of an open conversation, visual tokens included."""
-        return sequence_length(turns, layouts, self.processor, self.template, self.options)
-
-    def fits(self, layouts: Sequence[MediumLayout], questions: Sequence[str], max_new_tokens: int) -> bool:
-        """Whether a whole conversation fits the window, each answer counted as ``max_new_tokens``."""
-        turns = unanswered(questions, [layout.type for layout in layouts])
-        return self.prompt_tokens(turns, layouts) + max_new_tokens * len(questions) <= self.window
-
-    def check_window(self, turns: Sequence[Turn], layouts: Sequence[MediumLayout], max_new_tokens: int) -> None:
-        """Raise unless the conversation and its answer fit the window; nothing needs to be decoded.
+    @abstractmethod
+    def plan(self, layout: MediumLayout) -> TokenPlan | None:
+        """The token plan of a medium; ``None`` where the model shows it without one.
 
         Raises:
-            UserError: naming frames, tokens, the window and the number to change.
+            UserError: the plan does not fit its frames or the model's grid, or the model shows no such medium.
         """
-        prompt = self.prompt_tokens(turns, layouts)
-        if prompt + max_new_tokens <= self.window:
-            return
-        frames = sum(layout.frame_count for layout in layouts)
-        questions = sum(turn.role == "user" for turn in turns)
-        shown = f"{frames} frames, shown with each of {questions} questions," if questions > 1 else f"{frames} frames"
-        visual = self.visual_tokens(turns, layouts)
-        raise UserError(
-            f"{shown} make {visual} visual tokens; with {prompt - visual} text tokens and {max_new_tokens} new tokens "
-            f"that is {prompt + max_new_tokens}, more than the language model's window of {self.window} tokens"
-            f"{f' ({self.rope})' if self.rope else ''}; {self._remedy(turns, layouts, max_new_tokens)}"
-        )
 
-    def visual_tokens(self, turns: Sequence[Turn], layouts: Sequence[MediumLayout]) -> int:
-        """Visual tokens of an open conversation, counted in its ids."""
-        return int((self.encode(turns, layouts).input_ids == self.processor.visual_token_id).sum())
+    @abstractmethod
+    def skeleton(self) -> nn.Module:
+        """The model without weights, on torch's meta device."""
+
+    @property
+    @abstractmethod
+    def joint_frames(self) -> int:
+        """Frames must come in multiples of this."""
+
+    @property
+    @abstractmethod
+    def trained_frames(self) -> int | None:
+        """Frames of a training video; ``None`` where that is not stated."""
 
     def encode(self, turns: Sequence[Turn], layouts: Sequence[MediumLayout]) -> EncodedSample:
         """Ids, spans and prompts of an open conversation: the ids of training up to the answer.
 
         ``pixel_values`` is an empty ``(F, 0)``: the frames are counted, their features come from elsewhere.
+
+        Raises:
+            UserError: the model cannot be shown these media, or not there.
         """
         media = [LoadedMedium(layout, torch.empty(layout.frame_count, 0)) for layout in layouts]
         unbounded = replace(self.options, max_tokens=2**62)
         return encode_prompt(turns, media, self.processor, self.template, unbounded)
 
+    def counts(self, turns: Sequence[Turn], layouts: Sequence[MediumLayout]) -> PromptCounts:
+        """Exact tokens of an open conversation; raises as `encode`."""
+        counted = token_counts(turns, layouts, self.processor, self.template, self.options)
+        plans = [self.plan(layouts[number]) for number in shown_media(turns, self.options)]
+        ends = sum(plan.grid.end_tokens for plan in plans if plan is not None)
+        return PromptCounts(text=counted.text, visual=counted.visual, frames=counted.visual - ends)
+
+    @property
+    def window(self) -> int:
+        """Tokens the language model was trained on, the answer included."""
+        return self.trained.language
+
+    def token_counts(self, turns: Sequence[Turn], layouts: Sequence[MediumLayout], max_new_tokens: int) -> TokenCounts:
+        """What a window measures: the prompt, and the tokens that may be generated."""
+        counts = self.counts(turns, layouts)
+        return TokenCounts(visual=counts.frames, total=counts.total + max_new_tokens)
+
+    def extent(self, turns: Sequence[Turn], layouts: Sequence[MediumLayout], max_new_tokens: int) -> Extent:
+        """How far the window reaches for a conversation.
+
+        Raises:
+            UserError: it does not fit.
+        """
+        return extent_of(self.adaptation.window, self.token_counts(turns, layouts, max_new_tokens), self.trained)
+
+    def extension(self, model: nn.Module, counts: TokenCounts) -> Extension | None:
+        """What the window does to a model, or to a `skeleton`; ``None`` when it never changes one.
+
+        Raises:
+            UserError: the input does not fit, or the model's frequencies cannot be extended this way.
+        """
+        if not self.adaptation.window.extends:
+            return None
+        return prepare(model, self.adaptation.window, counts=counts, trained=self.trained)
+
+    def fits(self, layouts: Sequence[MediumLayout], questions: Sequence[str], max_new_tokens: int) -> bool:
+        """Whether a whole conversation fits the window, each answer counted as ``max_new_tokens``."""
+        turns = unanswered(questions, [layout.type for layout in layouts])
+        return self._reaches(turns, layouts, max_new_tokens * len(questions))
+
+    def check_window(self, turns: Sequence[Turn], layouts: Sequence[MediumLayout], max_new_tokens: int) -> None:
+        """Raise unless the conversation and its answer fit the window; nothing needs to be decoded.
+
+        Raises:
+            UserError: naming frames, tokens, the window and the number to change; or as `encode`.
+        """
+        counts = self.counts(turns, layouts)
+        window = self.adaptation.window
+        try:
+            self.extent(turns, layouts, max_new_tokens)
+        except UserError as error:
+            total = counts.total + max_new_tokens
+            limit = f": {error}"
+            if not window.extends and window.measure == "language":
+                rope = f" ({self.rope})" if self.rope else ""
+                limit = f", more than the language model's window of {self.window} tokens{rope}"
+            raise UserError(
+                f"{_shown(turns, layouts)} make {counts.visual} visual tokens; with {counts.text} text tokens and "
+                f"{max_new_tokens} new tokens that is {total}{limit}; {self._remedy(turns, layouts, max_new_tokens)}"
+            ) from None
+
+    def plan_words(self, layouts: Sequence[MediumLayout]) -> str:
+        """How the frames are shown, one part a medium with a plan; empty without plans."""
+        plans = [plan for layout in layouts if (plan := self.plan(layout)) is not None]
+        return "; ".join(f"{self.adaptation.plan.kind}, {self.adaptation.plan_notes(plan)[0]}" for plan in plans)
+
+    def notes(self, layouts: Sequence[MediumLayout], counts: TokenCounts) -> list[str]:
+        """Lines for the user: what is shown of each medium, and what an unextended window means for it."""
+        plans = [plan for layout in layouts if (plan := self.plan(layout)) is not None]
+        lines = [line for plan in plans for line in self.adaptation.plan_notes(plan)]
+        trained = self.trained.visual
+        if not self.adaptation.window.extends and trained is not None and counts.visual > trained:
+            lines.append(
+                f"{counts.visual} visual tokens are more than the {trained} of its training videos, and the window is "
+                "not extended; try --adaptation configs/adaptations/visual_yarn.yaml"
+            )
+        return lines
+
+    def _reaches(self, turns: Sequence[Turn], layouts: Sequence[MediumLayout], max_new_tokens: int) -> bool:
+        counts = self.token_counts(turns, layouts, max_new_tokens)
+        try:
+            extent_of(self.adaptation.window, counts, self.trained)
+        except UserError:
+            return False
+        return True
+
     def _remedy(self, turns: Sequence[Turn], layouts: Sequence[MediumLayout], max_new_tokens: int) -> str:
-        def fits(cap: int) -> bool:
-            capped = [replace(layout, lines_after_frame=_folded(layout, cap)) for layout in layouts]
-            return self.prompt_tokens(turns, capped) + max_new_tokens <= self.window
+        step = self.joint_frames
+        least = -(-self.adaptation.plan.least_frames // step)
+
+        def fits(index: int) -> bool:
+            cap = (least + index - 1) * step
+            capped = [replace(layout, lines_after_frame=folded_lines(layout, cap)) for layout in layouts]
+            return self._reaches(turns, capped, max_new_tokens)
 
         longest = max((layout.frame_count for layout in layouts if layout.type == "video"), default=0)
-        most = largest(fits, longest)
+        most = largest(fits, longest // step - least + 1)
         if most:
-            return f"show at most {most} frames{' of each video' if len(layouts) > 1 else ''} (--frames {most})"
+            frames = (least + most - 1) * step
+            return f"show at most {frames} frames{' of each video' if len(layouts) > 1 else ''} (--frames {frames})"
         return "lower the new tokens (--max-new-tokens) or ask in fewer words"
 
 
-def _folded(layout: MediumLayout, cap: int) -> tuple[tuple[str, ...], ...]:
+def folded_lines(layout: MediumLayout, cap: int) -> tuple[tuple[str, ...], ...]:
     """The first ``cap`` frames' lines, all later lines behind the last of them (lengths do not care)."""
     lines = layout.lines_after_frame
     if len(lines) <= cap:
@@ -195,13 +281,20 @@ def unanswered(questions: Sequence[str], media: Sequence[MediaType]) -> list[Tur
     return turns
 
 
-def _check_filled(question: str) -> None:
-    if not question.strip():
-        raise UserError('the question is empty; write one, e.g. "What happens in the video?"')
-
-
-def _rope_words(parameters: dict[str, object] | None) -> str:
+def rope_words(parameters: dict[str, Any] | None) -> str:
+    """A configuration's rotary scaling for messages; empty without one."""
     kind = (parameters or {}).get("rope_type", "default")
     if parameters is None or kind == "default":
         return ""
     return f"rope {kind} x{parameters.get('factor', '?')}"
+
+
+def _shown(turns: Sequence[Turn], layouts: Sequence[MediumLayout]) -> str:
+    frames = sum(layout.frame_count for layout in layouts)
+    questions = sum(turn.role == "user" for turn in turns)
+    return f"{frames} frames, shown with each of {questions} questions," if questions > 1 else f"{frames} frames"
+
+
+def _check_filled(question: str) -> None:
+    if not question.strip():
+        raise UserError('the question is empty; write one, e.g. "What happens in the video?"')

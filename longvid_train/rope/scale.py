@@ -30,11 +30,11 @@ class TrainedWindows:
     """What a backbone was trained on, in tokens.
 
     Attributes:
-        visual: visual tokens of its longest training videos, ``L_train_v``.
+        visual: visual tokens of its longest training videos, ``L_train_v``; ``None`` where nobody states it.
         language: window of its language model.
     """
 
-    visual: int
+    visual: int | None
     language: int
 
 
@@ -59,10 +59,16 @@ def extent_of(window: Window, counts: TokenCounts, trained: TrainedWindows) -> E
     """The scale that ``window`` uses for an input.
 
     Raises:
-        UserError: a fixed window below the training window, or an input over the extended window.
+        UserError: a fixed window below the training window, an input over the extended window, or a visual window that
+            neither the backbone nor ``trained_tokens`` states.
     """
     visual = window.measure == "visual"
     length = window.trained_tokens or (trained.visual if visual else trained.language)
+    if length is None:
+        raise UserError(
+            f"window '{window.kind}' measures visual tokens, but how many this model was trained on is not stated; set "
+            "window.trained_tokens to the visual tokens of its training videos, or measure 'language'"
+        )
     measured = counts.visual if visual else counts.total
     scale = _scale(window, length, measured)
     language = trained.language if visual else length

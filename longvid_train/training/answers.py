@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import WandbLogger
 from longvid_train.data.manifest import Sample
 from longvid_train.errors import UserError
 from longvid_train.files import write_text
-from longvid_train.generate.generation import AnswerDecoder
+from longvid_train.generate.decoding import AnswerDecoder
 from longvid_train.generate.options import GenerationOptions
 from longvid_train.generate.record import AnswerRecord
 from longvid_train.generate.scoring import score_answer

@@ -14,7 +14,8 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import nn
 
 from longvid_train.errors import UserError
-from longvid_train.generate.generation import AnswerDecoder, Generated, generate_answers
+from longvid_train.generate.decoding import AnswerDecoder, Generated
+from longvid_train.generate.generation import generate_answers
 from longvid_train.generate.options import GenerationOptions
 from longvid_train.models.fingerprint import fingerprint
 from longvid_train.models.lora import LoraShape

@@ -128,7 +128,7 @@ def test_a_picture_beside_a_video(folder: Path, capsys: pytest.CaptureFixture[st
         (["a.mp4", "--model", "model"], "no question"),
         (["a.mp4", "What?"], "bash scripts/quickstart.sh"),
         (["a.mp4", "What?", "--model", "absent"], "absent is not a folder"),
-        (["a.mp4", "What?", "--model", "other"], "'llama' model, not 'llama_vid'"),
+        (["a.mp4", "What?", "--model", "other"], "'llama' model, not 'llava_onevision'"),
         (["absent.mp4", "What?", "--model", "model"], "absent.mp4: no such file"),
         (["broken.mp4", "What?", "--model", "model"], "broken.mp4: not a readable video"),
         (["a.mp4", "What?", "--model", "model", "--frames", "99"], "a.mp4: 99 frames asked for"),

@@ -7,7 +7,8 @@ import torch
 
 from longvid_train.data.templates import PLAIN, VICUNA_V1, ChatTemplate, piece_ids
 from longvid_train.generate.chat import VideoChat
-from longvid_train.generate.generation import AnswerDecoder, Generated, generate_answers
+from longvid_train.generate.decoding import AnswerDecoder, Generated
+from longvid_train.generate.generation import generate_answers
 from longvid_train.generate.options import GenerationOptions
 from longvid_train.types import Batch
 

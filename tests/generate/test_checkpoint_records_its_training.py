@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 from longvid_train.generate.chat import ImageRequest, VideoChat
+from longvid_train.generate.llama_vid_prompting import LlamaVidPrompting
 from longvid_train.generate.options import GenerationOptions
-from longvid_train.generate.prompting import Prompting
 from longvid_train.models.llama_vid import LlamaVidProcessor
 
 
@@ -13,11 +13,11 @@ def test_template_and_grids_come_from_the_checkpoint(checkpoint: Path, files: Pa
     folder = tmp_path / "trained"
     shutil.copytree(checkpoint, folder)
     processor = LlamaVidProcessor.from_pretrained(folder)
-    assert Prompting.from_folder(folder).template.name == "vicuna_v1"
+    assert LlamaVidPrompting.from_folder(folder).template.name == "vicuna_v1"
     all_patches = processor.visual_grid**2
     processor.trained_with(template="plain", image_content_grid=1, video_content_grid=2).save_pretrained(folder)
 
-    prompting = Prompting.from_folder(folder)
+    prompting = LlamaVidPrompting.from_folder(folder)
     assert prompting.template.name == "plain"
     assert (prompting.options.image_content_grid, prompting.options.video_content_grid) == (1, 2)
     tokens = {

@@ -150,19 +150,11 @@ def test_frames_are_encoded_in_pieces_to_the_same_features(
 ) -> None:
     talk = talk_about(chat, VideoRequest(files / "a.mp4", FramesPerSecond(fps=1.0)))
     whole = talk.encode()
-    assert whole.features is not None
-    assert whole.features.shape == (8, 5, 16)
+    assert whole.kept[0].shape == (8, 5, 16)
     monkeypatch.setattr(media_module, "PIECE_BYTES", 3 * 48 * 32 * 3)
     seen: list[tuple[str, int, int]] = []
-    pieces = encode_media(
-        talk.media,
-        chat.model,
-        chat.prompting.processor,
-        IN_PROCESS,
-        store_device=torch.device("cpu"),
-        on_progress=lambda *report: seen.append(report),
-    )
-    assert torch.equal(pieces.features, whole.features)
+    pieces = encode_media(talk.media, chat.engine, IN_PROCESS, on_progress=lambda *report: seen.append(report))
+    assert torch.equal(pieces.kept[0], whole.kept[0])
     assert [done for what, done, _ in seen if what == "encoding frames"] == [3, 6, 8]
     assert {total for _, _, total in seen} == {8}
 
@@ -172,7 +164,7 @@ def test_the_ceiling_on_frames_holds_over_all_pieces(
 ) -> None:
     monkeypatch.setattr(media_module, "PIECE_BYTES", 1)
     read = ReadOptions(isolated=False, limits=DecodeLimits(max_frames=4))
-    assert chat.open([video(files / "a.mp4", 4)], read=read).encode().features is not None
+    assert chat.open([video(files / "a.mp4", 4)], read=read).encode().kept
     with pytest.raises(UserError, match=r"a\.mp4: 5 frames asked for, more than limits\.max_frames = 4"):
         chat.open([video(files / "a.mp4", 5)], read=read)
 
@@ -183,7 +175,7 @@ def test_too_many_frames_are_refused_before_anything_is_decoded(
     decoded: list[str] = []
     monkeypatch.setattr(media_module, "read_clip", lambda path, *_, **__: decoded.append(path))
     talk = talk_about(chat, video(files / "a.mp4", 16))
-    text = chat.prompting.prompt_tokens(talk.with_question(ASKED), talk.layouts) - 16 * 2
+    text = chat.prompting.counts(talk.with_question(ASKED), talk.layouts).total - 16 * 2
     room = 512 - text - 10 * 2
     with pytest.raises(UserError) as error:
         talk.ask(ASKED, GenerationOptions(max_new_tokens=room))
@@ -198,7 +190,7 @@ def test_too_many_frames_are_refused_before_anything_is_decoded(
 
 def test_the_largest_conversation_that_fits_is_answered(chat: VideoChat, files: Path) -> None:
     talk = talk_about(chat, video(files / "a.mp4"))
-    prompt = chat.prompting.prompt_tokens(talk.with_question(ASKED), talk.layouts)
+    prompt = chat.prompting.counts(talk.with_question(ASKED), talk.layouts).total
     chat.prompting.check_window(talk.with_question(ASKED), talk.layouts, 512 - prompt)
     with pytest.raises(UserError, match="is 513, more than"):
         chat.prompting.check_window(talk.with_question(ASKED), talk.layouts, 513 - prompt)

@@ -103,8 +103,8 @@ PUBLIC = {
     "next-video-7b": (lambda: next_video(vicuna()), 144, 0, 4608, 4096, 4096),
     "next-video-7b-dpo": (lambda: next_video(vicuna(**DPO)), 144, 0, 4608, 10240, 4096),
     "next-video-34b": (lambda: next_video(yi()), 144, 0, 4608, 4096, 7168),
-    "interleave-0.5b": (lambda: interleave(small_qwen()), 729, 0, 7290, 32768, 896),
-    "interleave-7b": (lambda: interleave(qwen()), 729, 0, 7290, 32768, 3584),
+    "interleave-0.5b": (lambda: interleave(small_qwen()), 729, 0, None, 32768, 896),
+    "interleave-7b": (lambda: interleave(qwen()), 729, 0, None, 32768, 3584),
     "llava-1.6-vicuna": (
         lambda: LlavaNextConfig(vision_config=clip(336), text_config=vicuna()),
         576,

@@ -205,7 +205,7 @@ def test_a_question_with_the_placeholder_is_refused():
 
 def test_a_template_that_shows_no_video_is_refused():
     ours = processing("video_llava", "{{ messages[0]['content'][1]['text'] }}")
-    with pytest.raises(UserError, match="makes 0 times <video> of one video"):
+    with pytest.raises(UserError, match="makes 0 times <video> of 1 videos"):
         ours.prompt_ids(QUESTION, 3)
 
 

@@ -4,7 +4,7 @@ from longvid_train.models.backbones.language import generate, multimodal_embeddi
 from longvid_train.models.backbones.load import backbone_skeleton, load_backbone, read_facts
 from longvid_train.models.backbones.processing import BackboneProcessor
 from longvid_train.models.backbones.protocol import Backbone, BackboneFacts
-from longvid_train.models.backbones.video import video_tokens
+from longvid_train.models.backbones.video import streamed_tokens, video_tokens
 
 __all__ = [
     "Backbone",
@@ -15,6 +15,7 @@ __all__ = [
     "load_backbone",
     "multimodal_embeddings",
     "read_facts",
+    "streamed_tokens",
     "video_logits",
     "video_tokens",
 ]

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from longvid_train.errors import UserError
 from longvid_train.models.backbones.protocol import Backbone
+from longvid_train.models.prefill import PREFILL_CHUNK, generate_from_tokens
 from longvid_train.models.splice import embed_and_splice
 
 
@@ -41,30 +43,47 @@ def video_logits(
     return logits
 
 
-@torch.no_grad()
 def generate(
     backbone: Backbone,
     input_ids: torch.Tensor,
     visual_tokens: torch.Tensor,
     *,
     attention_mask: torch.Tensor | None = None,
+    prefill_chunk: int = PREFILL_CHUNK,
     **options: Any,
 ) -> Any:
-    """transformers' ``generate`` from the spliced prompt; every step makes the logits of one position only.
+    """transformers' ``generate`` behind prompts with visual tokens; every step makes the logits of one position only.
 
     Args:
         backbone: whose model generates.
         input_ids: ``(B, S)`` int64, padded on the left.
         visual_tokens: ``(T, H)`` of the batch in reading order.
         attention_mask: ``(B, S)``; default: all tokens are real.
+        prefill_chunk: positions of the prompt that pass the decoder at once.
         **options: of transformers' ``generate``.
 
     Returns:
-        What transformers returns for a prompt of embeddings: ``(B, new)`` ids without the prompt.
+        ``(B, new)`` ids without the prompt.
 
     Raises:
-        UserError: see `multimodal_embeddings`.
+        UserError: placeholders and visual tokens differ in number.
     """
-    embeds = multimodal_embeddings(backbone, input_ids, visual_tokens)
+    device = backbone.model.get_input_embeddings().weight.device
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    return backbone.model.generate(inputs_embeds=embeds, attention_mask=mask.to(embeds.device), **options)
+    placeholder_id = backbone.facts.placeholder_id
+    counts = (input_ids == placeholder_id).sum(dim=1).tolist()
+    if sum(counts) != len(visual_tokens):
+        raise UserError(
+            f"input_ids hold {sum(counts)} visual placeholders (id {placeholder_id}) but {len(visual_tokens)} visual "
+            "tokens are given; make the prompt with the plan's count"
+        )
+    output = generate_from_tokens(
+        backbone.model,
+        input_ids.to(device),
+        mask.to(device),
+        torch.split(visual_tokens, counts),
+        placeholder_id=placeholder_id,
+        prefill_chunk=prefill_chunk,
+        **options,
+    )
+    return output[:, input_ids.shape[1] :]

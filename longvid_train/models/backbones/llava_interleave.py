@@ -2,6 +2,9 @@
 
 transformers has no video for it: as images, a frame is all its 27 x 27 patches, which is the trained stride here. The
 strides of a plan pool after the projector as LLaVA-OneVision does (2 -> 14 x 14 = 196).
+
+Its model card does not state how many frames a training video had, so it has no visual window here: a window that
+measures visual tokens needs ``trained_tokens``.
 """
 
 from typing import Any, ClassVar
@@ -16,7 +19,6 @@ from longvid_train.models.backbones.tower import left_out, patches_a_side
 from longvid_train.models.backbones.windows import trained_windows
 from longvid_train.tokens.grid import FrameGrid
 
-TRAINED_FRAMES = 10
 TOWER = "siglip_vision_model"
 
 
@@ -52,7 +54,7 @@ class LlavaInterleave(ProjectedFrames):
         return BackboneFacts(
             model_type=type(config).model_type,
             grid=grid,
-            trained=trained_windows(config, grid, TRAINED_FRAMES),
+            trained=trained_windows(config, grid, frames=None),
             image_side=config.vision_config.image_size,
             medium="image",
             placeholder_id=config.image_token_id,

@@ -4,6 +4,7 @@ The class named in ``architectures`` decides; ``model_type`` only where none is 
 LLaVA-NeXT-Video say ``llava_next`` and the architecture LlavaNextVideoForConditionalGeneration.)
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from longvid_train.errors import UserError, nearest
+from longvid_train.models.backbones.llama_vid import LlamaVid
 from longvid_train.models.backbones.llava_interleave import LlavaInterleave
 from longvid_train.models.backbones.llava_next import LlavaNext
 from longvid_train.models.backbones.llava_next_video import LlavaNextVideo
@@ -20,11 +22,13 @@ from longvid_train.models.backbones.video_llava import VideoLlava
 from longvid_train.models.backbones.video_llava_joint import VideoLlavaJoint
 from longvid_train.models.llama_vid.loading import load_whole, read_model_type
 
-AnyBackbone = LlavaOnevision | LlavaNextVideo | VideoLlava | VideoLlavaJoint | LlavaInterleave | LlavaNext
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+AnyBackbone = LlavaOnevision | LlavaNextVideo | VideoLlava | VideoLlavaJoint | LlavaInterleave | LlavaNext | LlamaVid
 
 BACKBONES: dict[str, type[AnyBackbone]] = {
     kind.model_class.__name__: kind
-    for kind in (LlavaOnevision, LlavaNextVideo, VideoLlava, VideoLlavaJoint, LlavaInterleave, LlavaNext)
+    for kind in (LlavaOnevision, LlavaNextVideo, VideoLlava, VideoLlavaJoint, LlavaInterleave, LlavaNext, LlamaVid)
 }
 """By the name of transformers' class."""
 
@@ -118,4 +122,7 @@ def _kind(values: dict[str, Any], source: str) -> type[AnyBackbone]:
 
 
 def _place(source: str | Path) -> str | Path:
-    return Path(source) if isinstance(source, Path) or Path(source).is_dir() else source
+    """A hub id is ``owner/name`` where there is no folder ``owner``; everything else is a path."""
+    path = Path(source)
+    is_id = isinstance(source, str) and HUB_ID.fullmatch(source) and not path.parent.is_dir()
+    return source if is_id else path

@@ -23,6 +23,18 @@ PLANNED = -1
 """Content grid of a showing whose cells the adaptation's token plan decides: videos. Images show `ALL_PATCHES`."""
 
 
+def tokens_by_frame(plan: TokenPlan) -> tuple[int, ...]:
+    """Visual tokens in front of what follows each frame, ``F`` numbers; tokens after the video count to its last.
+
+    Of a plan with several pathways, which come one after another, all stand with the last frame.
+    """
+    if len(plan.pathways) > 1:
+        return (*(0,) * (plan.frame_count - 1), plan.visual_tokens)
+    counts = [plan.grid.class_tokens + one.rows * one.columns for one in plan.pathways[0].frames]
+    counts[-1] += plan.grid.end_tokens
+    return tuple(counts)
+
+
 class PlannedProcessor:
     """Tokenizer and pixels of a checkpoint, and the visual tokens of an adaptation's plans.
 
@@ -95,24 +107,13 @@ class PlannedProcessor:
         if not self.facts.shows_images:
             raise UserError(
                 f"a '{self.facts.model_type}' reads images with weights that its videos do not pass, and only videos "
-                "are trained here; use a manifest of videos"
+                "are read here; use videos"
             )
         return make_plan(self._image_policy, 1, grid)
 
     def frame_tokens(self, content_grid: int, frames: int) -> tuple[int, ...]:
-        """Visual tokens in front of what follows each frame, ``F`` numbers; tokens after the video count to its last.
-
-        Of a plan with several pathways, which come one after another, all stand with the last frame.
-
-        Raises:
-            UserError: as `plan`.
-        """
-        plan = self.plan(content_grid, frames)
-        if len(plan.pathways) > 1:
-            return (*(0,) * (frames - 1), plan.visual_tokens)
-        counts = [plan.grid.class_tokens + one.rows * one.columns for one in plan.pathways[0].frames]
-        counts[-1] += plan.grid.end_tokens
-        return tuple(counts)
+        """`tokens_by_frame` of `plan`; raises as that."""
+        return tokens_by_frame(self.plan(content_grid, frames))
 
     def window_tokens(self, content_grid: int, frames: int) -> int:
         """Visual tokens that are measured against the visual window: those of the frames alone."""

@@ -4,6 +4,7 @@
 """
 
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -43,25 +44,68 @@ def video_tokens(
     Raises:
         UserError: the plan is for another grid or number of frames, or the backbone cannot make a resolution.
     """
+    if len(pixel_values) != plan.frame_count:
+        raise UserError(f"the plan is for {plan.frame_count} frames, but {len(pixel_values)} are given; plan for these")
+    return streamed_tokens(backbone, [pixel_values], plan, frame_chunk=frame_chunk, store_device=store_device)
+
+
+def streamed_tokens(
+    backbone: Backbone,
+    chunks: Iterable[torch.Tensor],
+    plan: TokenPlan,
+    *,
+    frame_chunk: int = FRAME_CHUNK,
+    store_device: torch.device | str | None = None,
+) -> torch.Tensor:
+    """`video_tokens` of frames that come a few at a time, so that all their pixels never exist together.
+
+    A frame whose group is not whole yet waits for the others; rearranged groups become whole with the last frames.
+
+    Args:
+        backbone: from `load_backbone`.
+        chunks: ``(n, 3, side, side)`` float each, ``N`` frames in time order over all of them.
+        plan: made for this backbone's grid.
+        frame_chunk: as `video_tokens`.
+        store_device: as `video_tokens`.
+
+    Returns:
+        ``(T, H)`` in the model's dtype.
+
+    Raises:
+        UserError: as `video_tokens`.
+    """
     grid = backbone.facts.grid
     if plan.grid != grid:
         raise UserError(f"the plan is for {plan.grid}, but {backbone.facts.model_type} has {grid}; plan with its grid")
-    if len(pixel_values) != plan.frame_count:
-        raise UserError(f"the plan is for {plan.frame_count} frames, but {len(pixel_values)} are given; plan for these")
     if frame_chunk < 1:
         raise UserError(f"frame_chunk is {frame_chunk}; it must be at least 1")
-    order = [frame for group in plan.groups for frame in group]
-    step = max(1, frame_chunk // grid.joint_frames) * grid.joint_frames
+    step = max(1, frame_chunk // grid.joint_frames)
     showings = _showings(plan)
     parts: dict[int, torch.Tensor] = {}
-    for first in range(0, len(order), step):
-        frames = order[first : first + step]
-        features = backbone.encode(pixel_values[frames])
+    for frames, pixel_values in _whole_groups(chunks, plan, step):
+        features = backbone.encode(pixel_values)
         parts |= _chunk_tokens(backbone, features, [showings[frame] for frame in frames], store_device)
     end = backbone.end_tokens()
     tokens = torch.cat([*(parts[start] for start in sorted(parts)), end.to(store_device or end.device)])
-    assert len(tokens) == plan.visual_tokens
+    assert len(tokens) == plan.visual_tokens, "fewer frames came than the plan has"
     return tokens
+
+
+def _whole_groups(
+    chunks: Iterable[torch.Tensor], plan: TokenPlan, step: int
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Yield frame numbers and pixels of at most ``step`` groups at a time, as soon as they are whole."""
+    groups = sorted(plan.groups, key=max)
+    waiting: dict[int, torch.Tensor] = {}
+    come = done = 0
+    for chunk in chunks:
+        waiting |= dict(enumerate(chunk, start=come))
+        come += len(chunk)
+        whole = sum(max(group) < come for group in groups[done:])
+        for first in range(done, done + whole, step):
+            frames = [frame for group in groups[first : min(first + step, done + whole)] for frame in group]
+            yield frames, torch.stack([waiting.pop(frame) for frame in frames])
+        done += whole
 
 
 def _showings(plan: TokenPlan) -> dict[int, list[_Showing]]:

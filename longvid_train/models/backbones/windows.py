@@ -6,11 +6,10 @@ from longvid_train.rope.scale import TrainedWindows
 from longvid_train.tokens.grid import FrameGrid
 
 
-def trained_windows(config: Any, grid: FrameGrid, frames: int) -> TrainedWindows:
-    """The visual window of ``frames`` frames at the trained stride, and the language window."""
-    return TrainedWindows(
-        visual=frames * grid.frame_tokens(grid.stride), language=language_window(config.get_text_config())
-    )
+def trained_windows(config: Any, grid: FrameGrid, frames: int | None) -> TrainedWindows:
+    """The visual window of ``frames`` frames at the trained stride (``None``: not stated), and the language window."""
+    visual = None if frames is None else frames * grid.frame_tokens(grid.stride)
+    return TrainedWindows(visual=visual, language=language_window(config.get_text_config()))
 
 
 def language_window(text_config: Any) -> int:

@@ -64,12 +64,16 @@ def check_cells(features: torch.Tensor, content_grids: torch.Tensor, patch_grid:
 
 
 def content_tokens(projector: nn.Sequential, features: torch.Tensor, plan: ShowingPlan) -> list[torch.Tensor]:
-    """Project the pooled patches of every content group; each result is ``(D * n * n, H)``."""
-    dtype = next(projector.parameters()).dtype
+    """Project the pooled patches of every content group; each result is ``(D * n * n, H)``.
+
+    Features on another device than the projector are pooled where they are.
+    """
+    weight = next(projector.parameters())
     pooled = (
-        pool_patches(features[frames.to(features.device), 1:].to(dtype), grid) for grid, frames in plan.content_groups
+        pool_patches(features[frames.to(features.device), 1:].to(weight.dtype), grid)
+        for grid, frames in plan.content_groups
     )
-    return [projector(cells).flatten(0, 1) for cells in pooled]
+    return [projector(cells.to(weight.device)).flatten(0, 1) for cells in pooled]
 
 
 def context_tokens(
@@ -81,12 +85,15 @@ def context_tokens(
     prompt_attention_mask: torch.Tensor,
     chunk: int,
 ) -> list[torch.Tensor]:
-    """Context tokens of the distinct (frame, prompt) pairs, ``chunk`` at a time; the parts add up to ``(U, H)``."""
+    """Context tokens of the distinct (frame, prompt) pairs, ``chunk`` at a time; the parts add up to ``(U, H)``.
+
+    Features on another device than the prompts go there a chunk at a time.
+    """
     parts = []
     for frames, prompts in zip(
         torch.split(plan.pair_frames, chunk), torch.split(plan.pair_prompts, chunk), strict=True
     ):
-        pair_features = features[frames.to(features.device)]
+        pair_features = features[frames.to(features.device)].to(prompt_input_ids.device)
         rows = prompts.to(prompt_input_ids.device)
         queries, mask = decoder(pair_features, prompt_input_ids[rows], prompt_attention_mask[rows])
         parts.append(attention(queries, mask, pair_features[:, 1:]))

@@ -157,7 +157,8 @@ class LlamaVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
         A (frame, prompt) pair, and a (frame, grid) pair, that several showings ask for is computed once.
 
         Args:
-            features: ``(F, 1 + P, C)`` from ``encode_frames``, or ``(F, 1 + n * n, C)`` from a cache of pooled cells.
+            features: ``(F, 1 + P, C)`` from ``encode_frames``, or ``(F, 1 + n * n, C)`` from a cache of pooled cells;
+                on any device.
             visual_spans: ``(V, 3)`` int64 ``[first_frame, frame_count, prompt_row]``.
             content_grids: ``(V,)`` int64.
             prompt_input_ids: ``(R, Lp)`` int64.
@@ -193,7 +194,8 @@ class LlamaVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         if self.content_projector is not None:
             pool += content_tokens(self.content_projector, features, plan)
-        return torch.cat(pool)[plan.order.to(features.device)]
+        tokens = torch.cat(pool)
+        return tokens[plan.order.to(tokens.device)]
 
     def multimodal_embeddings(
         self,

@@ -1,0 +1,167 @@
+"""A loaded model that conversations are held with: frames to what is kept of them, kept media and prompts to answers.
+
+Each family has its own engine: what is kept of a video's frames differs (`llama_vid_engine`: tower features, because
+its context tokens depend on the question; `backbone_engine`: the plan's visual tokens). Window, prefill and generation
+are the same for all. ``N`` frames of one medium, ``T`` visual tokens of one prompt, ``H`` language-model width.
+"""
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from longvid_train.data.conversation import EncodedSample, MediumLayout
+from longvid_train.errors import UserError, nearest
+from longvid_train.generate.decoding import Generated
+from longvid_train.generate.generation import generate_prompts
+from longvid_train.generate.options import GenerationOptions
+from longvid_train.generate.prompting import Prompting
+from longvid_train.generate.streaming import OnText
+from longvid_train.models.prefill import PREFILL_CHUNK
+from longvid_train.rope.extension import Extension, installed
+from longvid_train.rope.scale import TokenCounts
+
+FEATURE_PLACES = ("device", "cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Memory against time.
+
+    Attributes:
+        features_on: where what is kept of frames waits for its question: ``"device"``, with the model, or ``"cpu"``.
+        prefill_chunk: positions of a prompt that pass the language model at once.
+        frame_chunk: frames that are preprocessed and pass the vision tower at once; ``None`` is the model's own.
+    """
+
+    features_on: str = "device"
+    prefill_chunk: int = PREFILL_CHUNK
+    frame_chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        if self.features_on not in FEATURE_PLACES:
+            hint = nearest(self.features_on, FEATURE_PLACES) or "."
+            raise UserError(f"features_on '{self.features_on}' is unknown{hint} Use {' or '.join(FEATURE_PLACES)}")
+        if self.prefill_chunk < 1:
+            raise UserError(f"prefill_chunk is {self.prefill_chunk}; it must be at least 1 token")
+        if self.frame_chunk is not None and self.frame_chunk < 1:
+            raise UserError(f"frame_chunk is {self.frame_chunk}; it must be at least 1 frame")
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """One open prompt and its media.
+
+    Attributes:
+        sample: ids, spans and prompts.
+        counts: tokens of the prompt and of its longest answer.
+        shown: number of the medium of each showing, in reading order.
+        kept: of each medium, from `Engine.keep`.
+    """
+
+    sample: EncodedSample
+    counts: TokenCounts
+    shown: tuple[int, ...]
+    kept: tuple[torch.Tensor, ...]
+
+
+class Engine(ABC):
+    """See the module.
+
+    Args:
+        model: transformers' model, in eval mode, on its device.
+        prompting: how it is asked.
+        options: see `EngineOptions`.
+    """
+
+    def __init__(self, model: Any, prompting: Prompting, options: EngineOptions) -> None:
+        self.model = model
+        self.prompting = prompting
+        self.options = options
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def store_device(self) -> torch.device:
+        """Where `keep` puts what it keeps."""
+        return torch.device("cpu") if self.options.features_on == "cpu" else self.device
+
+    @property
+    @abstractmethod
+    def frame_chunk(self) -> int:
+        """Frames to preprocess and to give to `keep` at once."""
+
+    def preprocess(self, frames: NDArray[np.uint8]) -> torch.Tensor:
+        """``(n, height, width, 3)`` uint8 RGB -> ``(n, 3, h, w)`` pixels."""
+        return self.prompting.processor.preprocess_frames(frames)
+
+    @abstractmethod
+    def keep(self, chunks: Iterable[torch.Tensor], layout: MediumLayout) -> torch.Tensor:
+        """Encode one medium, a chunk of frames at a time.
+
+        Args:
+            chunks: pixels of `preprocess`, ``N`` frames over all.
+            layout: of the medium.
+
+        Returns:
+            What prompts need of its frames, on `store_device`.
+        """
+
+    @abstractmethod
+    def visual_tokens(self, asked: Asked) -> torch.Tensor:
+        """``(T, H)`` of one prompt in reading order, on any device."""
+
+    def extension(self, counts: TokenCounts) -> Extension | None:
+        """What the window does to this model for an input; raises as `Prompting.extension`."""
+        return self.prompting.extension(self.model, counts)
+
+    @torch.no_grad()
+    def answer(
+        self, prompts: Sequence[Asked], options: GenerationOptions, on_text: OnText | None = None
+    ) -> list[Generated]:
+        """Answer prompts together: in one left-padded batch, or one for each set of frequencies their windows give.
+
+        The frequencies are fixed for prefill and generation of a prompt.
+
+        Args:
+            prompts: at least one.
+            options: how tokens are chosen.
+            on_text: receives the text of a single prompt's answer as it grows.
+
+        Returns:
+            One answer a prompt, in order.
+
+        Raises:
+            UserError: a prompt does not fit its window.
+        """
+        extensions = [self.extension(asked.counts) for asked in prompts]
+        alike: dict[object, list[int]] = defaultdict(list)
+        for row, extension in enumerate(extensions):
+            alike[None if extension is None else extension.fingerprint].append(row)
+        answers: dict[int, Generated] = {}
+        for rows in alike.values():
+            extension = extensions[rows[0]]
+            with nullcontext() if extension is None else installed(self.model, extension):
+                generated = generate_prompts(
+                    self.model,
+                    self.prompting.decoder,
+                    [prompts[row].sample.input_ids for row in rows],
+                    [self.visual_tokens(prompts[row]) for row in rows],
+                    options,
+                    on_text,
+                    placeholder_id=self.prompting.processor.visual_token_id,
+                    prefill_chunk=self.options.prefill_chunk,
+                )
+            answers |= dict(zip(rows, generated, strict=True))
+        return [answers[row] for row in range(len(prompts))]

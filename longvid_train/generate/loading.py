@@ -1,0 +1,85 @@
+"""A checkpoint, recognised by its ``config.json``, to how it is asked (no weights) and to a loaded engine."""
+
+from pathlib import Path
+
+import torch
+
+from longvid_train.adaptation.settings import Adaptation
+from longvid_train.data.templates import template_by_name
+from longvid_train.errors import UserError
+from longvid_train.generate.backbone_engine import BackboneEngine
+from longvid_train.generate.backbone_prompting import BackbonePrompting
+from longvid_train.generate.engine import Engine, EngineOptions
+from longvid_train.generate.llama_vid_engine import LlamaVidEngine
+from longvid_train.generate.llama_vid_prompting import LlamaVidPrompting
+from longvid_train.generate.prompting import Prompting
+from longvid_train.models.adapter import Adapter
+from longvid_train.models.backbones.llama_vid import LlamaVid
+from longvid_train.models.backbones.load import load_backbone, read_config
+from longvid_train.models.llama_vid.adapted import load_adapted
+from longvid_train.models.llama_vid.loading import load_llama_vid
+
+
+def read_prompting(
+    source: str | Path,
+    *,
+    adaptation: Adaptation | None = None,
+    adapter: Adapter | None = None,
+    template: str | None = None,
+    prompt: str | None = None,
+) -> Prompting:
+    """Read everything about a checkpoint that can be known without weights.
+
+    Args:
+        source: a folder, or a hub id (``str``).
+        adaptation: default: the model as it is.
+        adapter: trained on the checkpoint.
+        template: of a LLaMA-VID: name of a chat template; default: the one it was trained with.
+        prompt: of a backbone: instead of its chat template; holds its placeholder and ``{question}`` once each.
+
+    Raises:
+        UserError: no such checkpoint, another architecture, a missing file, an option that this architecture does not
+            have, or an adaptation that is for other models or does not fit.
+    """
+    kind, _ = read_config(source)
+    if issubclass(kind, LlamaVid):
+        if prompt is not None:
+            raise UserError("--prompt has no effect: a LLaMA-VID has templates; choose one with --template")
+        chosen = None if template is None else template_by_name(template)
+        return LlamaVidPrompting.from_folder(source, adapter=adapter, adaptation=adaptation, template=chosen)
+    if template is not None:
+        raise UserError(
+            f"--template {template} has no effect: {source} brings its own chat template; to ask in other words, give "
+            "--prompt"
+        )
+    return BackbonePrompting.from_source(source, adaptation=adaptation, prompt=prompt)
+
+
+def load_engine(
+    source: str | Path,
+    prompting: Prompting,
+    *,
+    adapter: Adapter | None = None,
+    device: torch.device,
+    dtype: torch.dtype | str = "auto",
+    options: EngineOptions = EngineOptions(),  # noqa: B008 - frozen
+) -> Engine:
+    """Load the weights of a checkpoint.
+
+    Args:
+        source: what ``prompting`` was read from.
+        prompting: from `read_prompting`.
+        adapter: trained on the checkpoint.
+        device: where the model goes.
+        dtype: of the weights in memory; ``"auto"`` keeps the checkpoint's.
+        options: see `EngineOptions`.
+
+    Raises:
+        UserError: weights that do not fit.
+    """
+    if isinstance(prompting, BackbonePrompting):
+        backbone = load_backbone(source, dtype=dtype)
+        backbone.model.to(device)
+        return BackboneEngine(backbone, prompting, options)
+    model = load_llama_vid(source, dtype=dtype) if adapter is None else load_adapted(source, adapter, dtype=dtype)
+    return LlamaVidEngine(model.to(device), prompting, options)
