@@ -12,29 +12,21 @@ examples:
 
 import argparse
 import json
-import shutil
+import os
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from data_prep.checking.findings import KINDS, NOTICES, Findings
-from data_prep.checking.lengths import LengthFacts, LengthSettings, measure_chunk, measurer_of
-from data_prep.checking.media_files import WINDOW_SLACK_S, Decoding, FileFacts, check_file, content
-from data_prep.checking.media_table import MediaTable
-from data_prep.checking.overview import ManifestSummary, MediaSummary, page
-from data_prep.checking.repeated_rows import RepeatedRows
-from data_prep.checking.rows import chosen, chunks, read_chunk, two_digits
-from data_prep.checking.workers import in_order
+from data_prep.checking.findings import KINDS, LISTED, NOTICES, Findings
+from data_prep.checking.lengths import LengthSettings
+from data_prep.checking.media_files import Decoding
+from data_prep.checking.overview import page
+from data_prep.checking.pipeline import Checked, CheckOptions, check
 from data_prep.command_line import positive, run_tool
 from longvid_train.console import argument
 from longvid_train.data.manifest import ManifestRules
@@ -44,6 +36,7 @@ from longvid_train.video import DecodeLimits
 
 _SHOWN = 5
 _TIMEOUT_S = 120.0
+_MEANINGS = {**KINDS, **NOTICES}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,37 +65,95 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check and report."""
-    repeated = [path for path, times in Counter(map(_same_file, arguments.manifests)).items() if times > 1]
+    repeated = [path for path, times in Counter(map(os.path.abspath, arguments.manifests)).items() if times > 1]
     if repeated:
         raise UserError(f"{repeated[0]} is given twice; a manifest cannot be two splits")
     if arguments.processor is not None and not arguments.config:
         raise UserError("--processor has no effect without --config; name the config whose lengths are wanted")
-    with tempfile.TemporaryDirectory() as scratch:
-        check = Check(
-            arguments.manifests,
-            rules=ManifestRules(require_answer=not arguments.no_answer, allow_outside=arguments.allow_outside),
+    with tempfile.TemporaryDirectory() as scratch, _progress() as progress:
+        options = CheckOptions(
+            rules=ManifestRules(
+                require_answer=not arguments.no_answer,
+                check_files=not arguments.no_files,
+                allow_outside=arguments.allow_outside,
+            ),
             decoding=replace(arguments.decode, isolated=not arguments.no_isolate),
             limits=DecodeLimits(timeout_s=arguments.timeout),
-            files=not arguments.no_files,
             lengths=_length_settings(arguments, Path(scratch)),
             processes=arguments.processes,
-            findings=Findings(arguments.ignore),
         )
-        check.run()
+        checked = check(arguments.manifests, options, Findings(arguments.ignore), progress.track)
     if arguments.html is not None:
-        write_text(arguments.html, check.page(_settings_in_words(arguments)))
-    print(json.dumps(check.as_json(), ensure_ascii=True)) if arguments.json else _print_report(check)
-    return 1 if check.findings.failed else 0
+        write_text(arguments.html, page(checked, options, _in_words(arguments)))
+    if arguments.json:
+        print(json.dumps(checked.as_json(), ensure_ascii=True))
+    else:
+        _print_report(checked)
+    return 1 if checked.findings.failed else 0
 
 
-@dataclass(frozen=True)
-class _Step:
-    """A line of progress."""
+def _length_settings(arguments: argparse.Namespace, scratch: Path) -> LengthSettings | None:
+    if not arguments.config:
+        return None
+    return LengthSettings(
+        configs=tuple(arguments.config),
+        processor=arguments.processor,
+        isolated=not arguments.no_isolate,
+        probe_cache=str(scratch / "frame_counts.sqlite"),
+    )
 
-    progress: Progress
-    description: str
-    total: float | None = None
 
-    def __enter__(self) -> "_Step":
-        object.__setattr__(self, "task", self.progress.add_task(self.description, total=self.total))
-        return self
+def _kinds(text: str) -> tuple[str, ...]:
+    kinds = tuple(text.split(","))
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UserError(f"'{kind}' is no kind of finding{nearest(kind, list(KINDS))}")
+    return kinds
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _in_words(arguments: argparse.Namespace) -> str:
+    if arguments.no_files:
+        files = "files were not looked at"
+    else:
+        frames = arguments.decode.frames
+        decoded = "nothing" if frames == 0 else "every frame" if frames is None else f"{frames} frames of each video"
+        files = f"every file was looked at, {decoded} decoded"
+    lengths = f"; token lengths under {', '.join(arguments.config)}" if arguments.config else ""
+    return f"Rows were read, {files}{lengths}"
+
+
+def _print_report(checked: Checked) -> None:
+    console = Console(soft_wrap=True)
+    for summary in checked.summaries:
+        mix = ", ".join(f"{rows} {kind}" for kind, rows in summary.tally.modalities.most_common())
+        fitting = "" if summary.lengths is None else f"; longest {summary.lengths.longest} tokens"
+        _print(console, f"{summary.path}: {summary.tally.rows} rows ({mix or 'none'}){fitting}")
+    media = checked.media
+    _print(
+        console,
+        f"{media.media} media files, {media.subtitles} subtitle files; {media.opened} videos opened, "
+        f"{media.duration_s / 3600:.2f} hours",
+    )
+    findings = checked.findings
+    for kind in findings.kinds:
+        verdict = "" if findings.fails(kind) else " (does not fail the check)"
+        _print(console, f"\n{findings.counts[kind]} x {kind}: {_MEANINGS[kind]}{verdict}")
+        for finding in findings.listed[kind][:_SHOWN]:
+            _print(console, f"  {finding}")
+        if findings.counts[kind] > _SHOWN:
+            _print(console, f"  and {findings.counts[kind] - _SHOWN} more (--json lists {LISTED})")
+    _print(console, "\nsomething is wrong" if findings.failed else "\nnothing is wrong")
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool("check"))

@@ -1,1 +1,1 @@
-"""The steps of ``python -m data_prep.check``: rows, media files, repeated rows, leaks between splits, lengths, overview."""
+"""The steps of ``python -m data_prep.check``: rows, media files, repeated rows, leaks, token lengths, the overview."""

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from data_prep.checking.rows import Chunk, lines_of, two_digits
+from data_prep.checking.rows import Chunk, lines_of, three_digits
 from longvid_train.data.manifest import ManifestRules, Sample, sample_from_json
 from longvid_train.data.row_checks import RowError
 from longvid_train.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from longvid_train.data.budget import RowPlan, RowPlanner
-    from longvid_train.data.media import MediaLoader
+    from longvid_train.data.budget import RowPlan
 
 _KEYS = ("template", "conversation", "media", "budget")
 """Keys of ``data.init_args`` that decide a row's length."""
@@ -45,7 +44,7 @@ class LengthFacts:
 
     Attributes:
         lines: lines of the chunk.
-        tokens: rows by tokens after the budget, to two digits.
+        tokens: rows by tokens after the budget, to three digits.
         rows: rows that fit.
         longest: tokens of the longest row that fits.
         text_tokens: of all rows that fit.
@@ -66,6 +65,11 @@ class LengthFacts:
     shortened: list[tuple[int, str]] = field(default_factory=list)
     refused: list[tuple[int, str]] = field(default_factory=list)
     unmeasured: list[tuple[int, str]] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, int]:
+        """Numbers only."""
+        numbers = ("rows", "longest", "text_tokens", "visual_tokens", "frames")
+        return {name: getattr(self, name) for name in numbers}
 
     def merge_numbers(self, other: "LengthFacts") -> None:
         """Add the numbers of other rows; lists of lines stay as they are."""
@@ -151,7 +155,7 @@ def measurer_of(settings: LengthSettings) -> Measurer:
 
 def _note(facts: LengthFacts, line: int, plan: "RowPlan") -> None:
     facts.rows += 1
-    facts.tokens[two_digits(plan.tokens.total)] += 1
+    facts.tokens[three_digits(plan.tokens.total)] += 1
     facts.longest = max(facts.longest, plan.tokens.total)
     facts.text_tokens += plan.tokens.text
     facts.visual_tokens += plan.tokens.visual
@@ -159,8 +163,8 @@ def _note(facts: LengthFacts, line: int, plan: "RowPlan") -> None:
     if plan.shortening is not None:
         left_out = plan.shortening
         message = (
-            f"{left_out.frames} frames, {left_out.visual_tokens} visual and {left_out.text_tokens} text tokens are left "
-            f"out to fit; {plan.tokens.total} tokens remain"
+            f"{left_out.frames} frames, {left_out.visual_tokens} visual and {left_out.text_tokens} text tokens are "
+            f"left out to fit; {plan.tokens.total} tokens remain"
         )
         facts.shortened.append((line, message))
 
@@ -184,7 +188,9 @@ def _check_names(arguments: dict[str, Any], where: str) -> None:
     known = list(inspect.signature(ManifestDataModule).parameters)
     for name in arguments:
         if name not in known:
-            raise UserError(f"{where}: 'data.init_args.{name}' is not a key of ManifestDataModule{nearest(name, known)}")
+            raise UserError(
+                f"{where}: 'data.init_args.{name}' is not a key of ManifestDataModule{nearest(name, known)}"
+            )
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from contextlib import closing
 from itertools import groupby
 from operator import itemgetter
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from data_prep.checking.rows import ChunkFacts
 
@@ -133,6 +133,6 @@ class MediaTable:
             marks = ", ".join("?" * len(listed[0]))
             self._connection.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", listed)
 
-    def _rows(self, statement: str) -> Iterator[tuple[object, ...]]:
+    def _rows(self, statement: str) -> Iterator[tuple[Any, ...]]:
         with closing(self._connection.cursor()) as cursor:
             yield from cursor.execute(statement)

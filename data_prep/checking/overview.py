@@ -4,8 +4,6 @@ engine."""
 import base64
 import io
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,13 +12,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_prep.checking.findings import KINDS, NOTICES, Findings
-from data_prep.checking.lengths import LengthFacts
-from data_prep.checking.media_files import Decoding
-from data_prep.checking.rows import Card, Tally
+from data_prep.checking.findings import KINDS, NOTICES
+from data_prep.checking.pipeline import Checked, CheckOptions, ManifestSummary
+from data_prep.checking.rows import Card
 from longvid_train.data.manifest import Media, Sample, sample_from_json
 from longvid_train.errors import UserError
-from longvid_train.video import DecodeLimits, UniformFrames, read_clip, read_image
+from longvid_train.video import UniformFrames, read_clip, read_image
 
 SHOWN_FINDINGS = 50
 """Findings of each kind on the page."""
@@ -32,50 +29,12 @@ _QUALITY = 80
 _TEXT_CHARACTERS = 600
 
 
-@dataclass
-class ManifestSummary:
-    """What is known of one manifest.
-
-    Attributes:
-        path: of the file.
-        size_bytes: of the file.
-        tally: numbers of its rows.
-        lengths: token lengths; None without a config.
-        cards: rows to show.
-    """
-
-    path: str
-    size_bytes: int
-    tally: Tally = field(default_factory=Tally)
-    lengths: LengthFacts | None = None
-    cards: list[Card] = field(default_factory=list)
-
-
-@dataclass
-class MediaSummary:
-    """What is known of the media of all manifests.
-
-    Attributes:
-        media: different images and videos.
-        subtitles: different subtitle files.
-        opened: videos that were opened.
-        duration_s: of those, together.
-        durations_s: videos by length in seconds, to two digits.
-    """
-
-    media: int = 0
-    subtitles: int = 0
-    opened: int = 0
-    duration_s: float = 0.0
-    durations_s: "Counter[int]" = field(default_factory=Counter)
-
-
 class Bar(NamedTuple):
     """A bar of a histogram: how many values lie in ``[low, high]``; ``share`` of the highest bar, 0 to 1."""
 
     low: int
     high: int
-    count: int
+    rows: int
     share: float
 
 
@@ -95,24 +54,13 @@ class CardView(NamedTuple):
     thumbnails: tuple[Thumbnails, ...]
 
 
-def page(
-    summaries: Sequence[ManifestSummary],
-    media: MediaSummary,
-    findings: Findings,
-    *,
-    settings: str,
-    decoding: Decoding,
-    limits: DecodeLimits,
-) -> str:
-    """The page; the pictures of the cards are decoded here.
+def page(checked: Checked, options: CheckOptions, settings: str) -> str:
+    """The page; the pictures of the cards are decoded here, unless files are not looked at.
 
     Args:
-        summaries: one a manifest.
-        media: of all of them.
-        findings: what is wrong.
+        checked: the outcome of the check.
+        options: of the check.
         settings: how it was checked, in words.
-        decoding: ``frames`` 0 leaves the pictures out.
-        limits: what reading one file may cost.
     """
     environment = Environment(
         loader=PackageLoader("data_prep.checking", "templates"),
@@ -122,12 +70,12 @@ def page(
         lstrip_blocks=True,
     )
     environment.filters.update({"number": number, "shortened": _shortened})
-    views = [[_card_view(summary, card, decoding, limits) for card in summary.cards] for summary in summaries]
+    views = [[_card_view(summary, card, options) for card in summary.cards] for summary in checked.summaries]
     return environment.get_template("overview.html").render(
-        summaries=summaries,
+        summaries=checked.summaries,
         views=views,
-        media=media,
-        findings=findings,
+        media=checked.media,
+        findings=checked.findings,
         meanings={**KINDS, **NOTICES},
         shown=SHOWN_FINDINGS,
         settings=settings,
@@ -162,26 +110,32 @@ def _edges(low: int, high: int) -> NDArray[np.int64]:
     return np.arange(low, high + width + 1, width, dtype=np.int64)
 
 
-def _card_view(summary: ManifestSummary, card: Card, decoding: Decoding, limits: DecodeLimits) -> CardView:
+def _card_view(summary: ManifestSummary, card: Card, options: CheckOptions) -> CardView:
     sample = sample_from_json(card.raw, require_answer=False, allow_outside=True)
+    shown = sample.media if options.rules.check_files and options.decoding.frames != 0 else ()
     folder = Path(summary.path).parent
-    shown = tuple(_thumbnails(medium, folder, decoding, limits) for medium in sample.media) if decoding.frames != 0 else ()
-    return CardView(card.line, sample, shown)
+    return CardView(card.line, sample, tuple(_thumbnails(medium, folder, options) for medium in shown))
 
 
-def _thumbnails(medium: Media, folder: Path, decoding: Decoding, limits: DecodeLimits) -> Thumbnails:
+def _thumbnails(medium: Media, folder: Path, options: CheckOptions) -> Thumbnails:
     try:
-        frames = _frames(medium, folder / medium.path, decoding, limits)
+        frames = _frames(medium, folder / medium.path, options)
     except UserError as error:
         return Thumbnails(medium.path, (), str(error))
     return Thumbnails(medium.path, tuple(_data_uri(frame) for frame in frames), "")
 
 
-def _frames(medium: Media, path: Path, decoding: Decoding, limits: DecodeLimits) -> NDArray[np.uint8]:
+def _frames(medium: Media, path: Path, options: CheckOptions) -> NDArray[np.uint8]:
     if medium.type == "image":
-        return read_image(path, limits=limits)[None]
+        return read_image(path, limits=options.limits)[None]
     part = UniformFrames(count=_THUMBNAILS, at_most=True, start_s=medium.start_s, end_s=medium.end_s)
-    return read_clip(path, part, isolated=decoding.isolated, limits=limits, shortest_edge=_THUMBNAIL_EDGE).frames
+    return read_clip(
+        path,
+        part,
+        isolated=options.decoding.isolated,
+        limits=options.limits,
+        shortest_edge=_THUMBNAIL_EDGE,
+    ).frames
 
 
 def _data_uri(frame: NDArray[np.uint8]) -> str:

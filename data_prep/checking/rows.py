@@ -74,7 +74,7 @@ class Tally:
         rows: rows that keep the rules.
         modalities: rows with a video, else with an image, else ``"text"``.
         turns: rows by number of turns.
-        characters: rows by characters of conversation, to two digits.
+        characters: rows by characters of conversation, to three digits.
         origins: rows by source, licence and version.
     """
 
@@ -89,7 +89,7 @@ class Tally:
         self.rows += 1
         self.modalities[modality(sample)] += 1
         self.turns[len(sample.conversation)] += 1
-        self.characters[two_digits(sum(len(turn.text) for turn in sample.conversation))] += 1
+        self.characters[three_digits(sum(len(turn.text) for turn in sample.conversation))] += 1
         self._add_origin(Origin(sample.source, sample.license, sample.version), 1)
 
     def merge(self, other: "Tally") -> None:
@@ -204,9 +204,9 @@ def digest_of(value: object) -> str:
     return hashlib.blake2b(raw, digest_size=16).hexdigest()
 
 
-def two_digits(value: int) -> int:
-    """Rounded to two digits: 12345 to 12000."""
-    return int(float(f"{value:.1e}"))
+def three_digits(value: int) -> int:
+    """Rounded to three digits: 12344 to 12300."""
+    return int(float(f"{value:.2e}"))
 
 
 def _note(facts: ChunkFacts, line: int, sample: Sample, folder: Path) -> None:
