@@ -290,8 +290,8 @@ class QuantizedLayer(CacheLayerMixin):
             places = self._places(start, start + stop - done)
             ignored = self._ignored(start, start + stop - done)
             page = Page(
-                self._key_codec.encode(_without(keys[:, :, done:stop], ignored), places),
-                self._value_codec.encode(_without(values[:, :, done:stop], ignored), places),
+                self._key_codec.encode(_without(keys[:, :, done:stop], ignored, self._key_codec), places),
+                self._value_codec.encode(_without(values[:, :, done:stop], ignored, self._value_codec), places),
                 stop - done,
             )
             self._store.append(page)
@@ -389,9 +389,17 @@ def _mask_rows(mask: torch.Tensor | None, start: int, stop: int) -> torch.Tensor
     return None if mask is None else mask[:, :, start:stop]
 
 
-def _without(x: torch.Tensor, ignored: torch.Tensor) -> torch.Tensor:
-    """Put the last token in the place of ignored ones, so that they do not widen a range that others share."""
-    return torch.where(ignored[:, None, :, None], x[:, :, -1:, :], x)
+def _without(x: torch.Tensor, ignored: torch.Tensor, codec: Codec) -> torch.Tensor:
+    """Put the last token of each group in the place of ignored ones, so that they do not widen the range it shares.
+
+    Padding and sinks come first, so the last token of a group is ignored only where the whole group is.
+    """
+    together = max(codec.strides.values(), default=1)
+    if together == 1:
+        return x
+    index = torch.arange(x.shape[2], device=x.device)
+    last = ((index // together + 1) * together - 1).clamp(max=x.shape[2] - 1)
+    return torch.where(ignored[:, None, :, None], x[:, :, last], x)
 
 
 def _rows_of(known: torch.Tensor | None, rows: int, device: torch.device) -> torch.Tensor:
