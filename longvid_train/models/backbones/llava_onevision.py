@@ -16,6 +16,8 @@ from longvid_train.models.backbones.windows import trained_windows
 from longvid_train.tokens.grid import FrameGrid
 
 TRAINED_FRAMES = 32
+"""Of the public checkpoints; a configuration can say otherwise in ``trained_frames``, as the nano model's does."""
+
 STRIDE = 2
 """Fixed in transformers' ``apply_pooling``; no configuration names it."""
 
@@ -47,7 +49,7 @@ class LlavaOnevision(ProjectedFrames):
         return BackboneFacts(
             model_type=type(config).model_type,
             grid=grid,
-            trained=trained_windows(config, grid, TRAINED_FRAMES),
+            trained=trained_windows(config, grid, getattr(config, "trained_frames", TRAINED_FRAMES)),
             image_side=config.vision_config.image_size,
             medium="video",
             placeholder_id=config.video_token_id,

@@ -6,26 +6,17 @@ python -m longvid_train.training.nano.pretrain vision --out longvid_train/assets
 """
 
 import argparse
-import csv
 import dataclasses
-import hashlib
 import json
-import platform
-import shlex
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import transformers
-from pytorch_lightning.loggers import CSVLogger
 
-from longvid_train import world
 from longvid_train.errors import UserError
-from longvid_train.files import sha256_file, write_json
+from longvid_train.training.nano.fitting import fit
 from longvid_train.training.nano.language import (
     LONG_RECIPE,
     LanguagePretraining,
@@ -33,9 +24,10 @@ from longvid_train.training.nano.language import (
     ReadingBatches,
     nano_language_model,
 )
+from longvid_train.training.nano.provenance import RECORD, code_version, write_record
 from longvid_train.training.nano.tokenizer import train_tokenizer
 
-RECORD = "provenance.json"
+MODULE = "longvid_train.training.nano.pretrain"
 
 
 def main() -> None:
@@ -47,7 +39,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="override the recipe's number of steps")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    code = _code()
+    code = code_version()
     torch.set_num_threads(arguments.threads)
     overrides = {} if arguments.steps is None else {"steps": arguments.steps}
     if arguments.part == "language":
@@ -64,9 +56,9 @@ def pretrain_language(recipe: LanguageRecipe, out: Path, runs: Path, code: dict[
     tokenizer = train_tokenizer(recipe.seed)
     tokenizer.save_pretrained(out / "tokenizer")
     module = LanguagePretraining(nano_language_model(tokenizer), recipe)
-    seconds = _fit(module, ReadingBatches(tokenizer, recipe), recipe.steps, runs, "language")
+    seconds = fit(module, ReadingBatches(tokenizer, recipe), recipe.steps, runs, "language", workers=1)
     module.model.half().save_pretrained(out / "language_model")
-    _record(out / "language_model", recipe, seconds, runs / "language", **code)
+    _record(out / "language_model", recipe, seconds, runs / "language", code)
 
 
 def lengthen_language(recipe: LanguageRecipe, out: Path, runs: Path, code: dict[str, str]) -> None:
@@ -77,9 +69,9 @@ def lengthen_language(recipe: LanguageRecipe, out: Path, runs: Path, code: dict[
     pl.seed_everything(recipe.seed, verbose=False)
     model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     module = LanguagePretraining(model, recipe)
-    seconds = _fit(module, ReadingBatches(tokenizer, recipe), recipe.steps, runs, "lengthen")
+    seconds = fit(module, ReadingBatches(tokenizer, recipe), recipe.steps, runs, "lengthen", workers=1)
     module.model.half().save_pretrained(folder)
-    _record(folder, recipe, seconds, runs / "lengthen", **code, started_from=before)
+    _record(folder, recipe, seconds, runs / "lengthen", code, started_from=before)
 
 
 def pretrain_vision(overrides: dict[str, int], out: Path, runs: Path, code: dict[str, str]) -> None:
@@ -100,66 +92,23 @@ def pretrain_vision(overrides: dict[str, int], out: Path, runs: Path, code: dict
     tokenizer = transformers.AutoTokenizer.from_pretrained(out / "tokenizer")
     pl.seed_everything(recipe.seed, verbose=False)
     module = VisionPretraining(nano_tower(), nano_qformer(len(tokenizer)), recipe)
-    seconds = _fit(module, FrameBatches(tokenizer, recipe), recipe.steps, runs, "vision")
+    seconds = fit(module, FrameBatches(tokenizer, recipe), recipe.steps, runs, "vision", workers=1)
     module.tower.half().save_pretrained(out / "tower")
     save_text_decoder(module.qformer.half(), out / "qformer")
     for part in ("tower", "qformer"):
-        _record(out / part, recipe, seconds, runs / "vision", **code)
+        _record(out / part, recipe, seconds, runs / "vision", code)
 
 
-def _fit(module: pl.LightningModule, batches: Any, steps: int, runs: Path, name: str) -> float:
-    loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
-        batches, batch_size=None, num_workers=1, prefetch_factor=4
+def _record(folder: Path, recipe: Any, seconds: float, run: Path, code: dict[str, str], **more: Any) -> None:
+    write_record(
+        folder,
+        module=MODULE,
+        recipe=dataclasses.asdict(recipe),
+        seconds=seconds,
+        metrics=run / "metrics.csv",
+        code=code,
+        **more,
     )
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        gradient_clip_val=1.0,
-        log_every_n_steps=25,
-        enable_checkpointing=False,
-        enable_progress_bar=sys.stderr.isatty(),
-        logger=CSVLogger(runs, name=name, version=""),
-    )
-    start = time.perf_counter()
-    trainer.fit(module, loader)
-    return time.perf_counter() - start
-
-
-def _record(folder: Path, recipe: Any, seconds: float, run: Path, **more: Any) -> None:
-    """Write ``provenance.json``: seed, command, commit, hash of the generating code, versions and the last metrics."""
-    write_json(
-        folder / RECORD,
-        {
-            **more,
-            "command": shlex.join(["python", "-m", "longvid_train.training.nano.pretrain", *sys.argv[1:]]),
-            "data": "episodes of longvid_train.world, split 'train', drawn from the seed",
-            "device": platform.processor() or platform.machine(),
-            "final_metrics": _last_metrics(run / "metrics.csv"),
-            "recipe": dataclasses.asdict(recipe),
-            "seconds": round(seconds, 1),
-            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        },
-    )
-
-
-def _code() -> dict[str, str]:
-    """Commit, and one hash over the code that generates the data: the data are a pure function of it and the seed.
-
-    Taken when the command starts: that is the code it runs, whatever the working tree becomes meanwhile.
-    """
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    files = sorted(Path(world.__path__[0]).glob("*.py"))
-    digest = hashlib.sha256("".join(sha256_file(file) for file in files).encode()).hexdigest()
-    return {"commit": commit, "data_hash": digest}
-
-
-def _last_metrics(path: Path) -> dict[str, float]:
-    """The mean of the last eight logged rows of each metric."""
-    with path.open(newline="") as stream:
-        rows = list(csv.DictReader(stream))[-8:]
-    columns = [name for name in rows[0] if name not in ("epoch", "step")]
-    values = {name: [float(row[name]) for row in rows if row[name]] for name in columns}
-    return {name: round(sum(found) / len(found), 4) for name, found in values.items() if found}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Train the nano backbones that ship with the package: OneVision and Video-LLaVA with its joint-frame tower, each in
+# three stages on one thread, both at the same time.
+# usage: scripts/train_nano.sh [WORK]        default WORK: runs/nano_backbones
+# environment: FAMILIES="onevision video_llava"  OUT=longvid_train/assets  DEVICE=cpu|cuda
+# Hardware: 2 CPU cores, about an hour; the same seed, device and threads give the same files.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+work=${1:-runs/nano_backbones}
+out=${OUT:-longvid_train/assets}
+export OMP_NUM_THREADS=1
+
+train() {
+    local family=$1 folder=$work/$1
+    local recipe=(python -m longvid_train.training.nano.backbones "$family")
+    local options=(--runs "$folder/logs" --device "${DEVICE:-cpu}")
+    "${recipe[@]}" language --out "$folder/language" "${options[@]}"
+    "${recipe[@]}" align --start "$folder/language" --out "$folder/align" "${options[@]}"
+    "${recipe[@]}" couple --start "$folder/align" --out "$out/nano_$family" "${options[@]}"
+}
+
+pids=()
+for family in ${FAMILIES:-onevision video_llava}; do
+    train "$family" &
+    pids+=($!)
+done
+for pid in "${pids[@]}"; do
+    wait "$pid"
+done
