@@ -22,6 +22,7 @@ SOURCES = {
 TOOLS = {
     "parquet": "a manifest to Parquet files that the datasets library reads, and back",
     "check": "check manifests: rows, files, decoding, lengths, repeated rows, leaks; draw an overview",
+    "check_features": "compare every checksum of cached tower features",
     "merge": "join the shards of one manifest and verify them",
     "sample": "draw a number of rows from a manifest",
     "unpack": "unpack zip and tar archives of media safely",

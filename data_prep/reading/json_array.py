@@ -15,6 +15,7 @@ from data_prep.reading.text import text_blocks
 from longvid_train.errors import UserError
 
 MAX_ELEMENT_CHARACTERS = 1 << 27
+_NUMBER_TAIL = 4
 _SPACE = re.compile(r"[ \t\r\n]+")
 
 
@@ -88,8 +89,8 @@ class _Window:
             except (ValueError, RecursionError) as error:
                 self.fail(f"the element cannot be read ({error})")
             else:
-                if end == len(self._text) and self._read_more():
-                    continue  # a number may go on
+                if len(self._text) - end < _NUMBER_TAIL and self._read_more():
+                    continue  # a number may go on: 1 may be 1.5 or 1e+5
                 self.line += self._text.count("\n", self._at, end)
                 self._at = end
                 return value
@@ -112,15 +113,16 @@ class _Window:
         ) from error
 
     def _read_more(self) -> bool:
-        """Append as much text as is unused, at least one block; False at the end of the file."""
-        pieces = [self._text[self._at :]]
-        self._at = 0
-        wanted = len(pieces[0])
+        """Append as much text as is unused, at least one block; False, and nothing changes, at the end of the file."""
+        unused = len(self._text) - self._at
+        pieces: list[str] = []
         read = 0
-        while not self._ended and (read == 0 or read < wanted):
+        while not self._ended and (read == 0 or read < unused):
             block = next(self._blocks, None)
             self._ended = block is None
             pieces.append(block or "")
             read += len(pieces[-1])
-        self._text = "".join(pieces)
+        if read:
+            self._text = self._text[self._at :] + "".join(pieces)
+            self._at = 0
         return read > 0
