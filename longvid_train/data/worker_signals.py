@@ -1,7 +1,7 @@
 """SIGTERM in loader workers: only the training process ends them.
 
 A cluster that stops a job sends SIGTERM to all of its processes. A worker that died of it would break the step that the
-training process wants to finish and save first (torch raises "killed by signal: Terminated" wherever that process is).
+training process wants to finish and save first (torch raises "DataLoader worker exited unexpectedly" there).
 """
 
 import os

@@ -1,7 +1,12 @@
 """A tiny random LLaMA-VID and manifests over real mp4 files, made once a session."""
 
 import json
-from collections.abc import Callable
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -205,3 +210,35 @@ def fit_config_in(tiny_model_folder: Path, world: World) -> Callable[..., Path]:
 def fit_config(fit_config_in: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     """``fit_config_in`` the test's own folder."""
     return partial(fit_config_in, tmp_path)
+
+
+@pytest.fixture
+def start_fit() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Start ``longvid fit WORDS`` as a process group of its own; what is left of it is killed when the test ends."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*words: str, path: Path | None = None, **options: Any) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "longvid_train.cli", "fit", *words]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "PYTHONPATH": str(path or "")}
+        process = subprocess.Popen(
+            command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True, **options
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def finish_fit() -> Callable[["subprocess.Popen[str]"], tuple[int, list[str]]]:
+    """Wait for a run and return its exit status and the lines of stderr that are for the user."""
+
+    def finish(process: "subprocess.Popen[str]") -> tuple[int, list[str]]:
+        _, errors = process.communicate(timeout=900)
+        return process.returncode, [line for line in errors.splitlines() if line.startswith("longvid: ")]
+
+    return finish

@@ -1,11 +1,8 @@
 """Two DDP processes with accumulation train like one process with the whole batch, and stop together."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,8 @@ from longvid_train.training.last_checkpoint import read_age
 from longvid_train.training.tracking import read_metrics
 
 FitConfig = Callable[..., Path]
+StartFit = Callable[..., "subprocess.Popen[str]"]
+FinishFit = Callable[["subprocess.Popen[str]"], tuple[int, list[str]]]
 EVERYTHING = {"name": "instruction", "trainable": ["*", "!vision_tower"]}
 SMOOTH = {"lr": 1e-2, "eps": 1e-3, "weight_decay": 0.1}
 POISON = """
@@ -59,20 +58,8 @@ def uneven_manifest(world: Any) -> Path:
     return path
 
 
-def two_ranks(config: Path, run: Path, *more: str, path: Path | None = None) -> subprocess.Popen[str]:
-    words = ["--run_dir", str(run), "--trainer.devices", "2", "--trainer.strategy", "ddp", *more]
-    command = [sys.executable, "-m", "longvid_train.cli", "fit", "--config", str(config), *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(path or "")}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def finished(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
-    try:
-        _, errors = process.communicate(timeout=280)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    return process.returncode, [line for line in errors.splitlines() if line.startswith("longvid: ")]
+def two_ranks(config: Path, run: Path) -> list[str]:
+    return ["--config", str(config), "--run_dir", str(run), "--trainer.devices", "2", "--trainer.strategy", "ddp"]
 
 
 def steps(run: Path) -> list[dict[str, Any]]:
@@ -81,7 +68,12 @@ def steps(run: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_two_ranks_with_accumulation_train_like_the_whole_batch(
-    fit_config: FitConfig, world: Any, tiny_model_folder: Path, tmp_path: Path
+    fit_config: FitConfig,
+    world: Any,
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    start_fit: StartFit,
+    finish_fit: FinishFit,
 ) -> None:
     """Everything but the tower trains, in float64, with plain DDP although texts use no vision and nothing reads what
     the last layer of a Q-Former makes of the prompt. Averaging averages would be wrong by per cents."""
@@ -96,7 +88,7 @@ def test_two_ranks_with_accumulation_train_like_the_whole_batch(
     one, two = tmp_path / "one", tmp_path / "two"
     assert cli.main(["fit", "--config", str(config), "--run_dir", str(one), "--data.loading.batch_size", "4"]) == 0
     split = ["--data.loading.batch_size", "1", "--trainer.accumulate_grad_batches", "2"]
-    status, lines = finished(two_ranks(config, two, *split))
+    status, lines = finish_fit(start_fit(*two_ranks(config, two), *split))
     assert (status, lines) == (0, [])
     assert len(steps(one)) == len(steps(two)) == 6
     assert len({line["train/supervised_tokens"] for line in steps(one)}) > 1
@@ -112,7 +104,9 @@ def test_two_ranks_with_accumulation_train_like_the_whole_batch(
 
 
 @pytest.mark.slow
-def test_a_nan_on_one_rank_stops_both_with_one_line(fit_config: FitConfig, tmp_path: Path) -> None:
+def test_a_nan_on_one_rank_stops_both_with_one_line(
+    fit_config: FitConfig, tmp_path: Path, start_fit: StartFit, finish_fit: FinishFit
+) -> None:
     (tmp_path / "poison.py").write_text(POISON)
     config = fit_config(
         data__init_args__loading={"batch_size": 1},
@@ -120,8 +114,8 @@ def test_a_nan_on_one_rank_stops_both_with_one_line(fit_config: FitConfig, tmp_p
         checkpoint={"every_n_train_steps": 1},
     )
     run = tmp_path / "run"
-    process = two_ranks(config, run, "--trainer.callbacks+=poison.Poison", path=tmp_path)
-    status, lines = finished(process)
+    process = start_fit(*two_ranks(config, run), "--trainer.callbacks+=poison.Poison", path=tmp_path)
+    status, lines = finish_fit(process)
     assert status == 1
     assert len(lines) == 1, lines
     report = json.loads((run / "nonfinite_step_1.json").read_text())
