@@ -1,10 +1,11 @@
-"""SubRip (.srt) files: numbered blocks of a time line and text, separated by blank lines."""
+"""Subtitle files: SubRip (.srt), numbered blocks of a time line and text with blank lines between, and WebVTT (.vtt)."""
 
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longvid_train.errors import UserError
+from longvid_train.video.webvtt import read_cues
 
 if TYPE_CHECKING:
     from longvid_train.types import Subtitle
@@ -15,7 +16,7 @@ _TIME_LINE = re.compile(rf"^{_TIME} +--> +{_TIME}(?: +.*)?$")
 
 
 def read_subtitles(path: str | Path, *, encoding: str = UTF_8) -> "list[Subtitle]":
-    """Read an ``.srt`` file: UTF-8, a byte-order mark allowed, unless ``encoding`` names another.
+    """Read an ``.srt`` or ``.vtt`` file: UTF-8, a byte-order mark allowed, unless ``encoding`` names another.
 
     Returns:
         The subtitles in the order of their start, text lines joined by a newline.
@@ -31,6 +32,9 @@ def read_numbered_subtitles(path: str | Path, *, encoding: str = UTF_8) -> "list
     from longvid_train.types import Subtitle  # imports torch, which the isolated process must not
 
     lines = _lines(Path(path), encoding)
+    if Path(path).suffix.lower() == ".vtt":
+        cues = [(line, Subtitle(start_s, end_s, text)) for line, start_s, end_s, text in read_cues(str(path), lines)]
+        return sorted(cues, key=lambda entry: entry[1].start_s)
     numbered: list[tuple[int, Subtitle]] = []
     at = 0
     while at < len(lines):
