@@ -8,12 +8,13 @@ fresh weights), where logits dominate. Two losses over the same labels:
     transformers  LlamaForCausalLM's loss: logits of every position, then ``ForCausalLMLoss`` (the baseline)
     ours          logits of supervised positions only, a chunk of them at a time (``supervised_loss_sum``)
 
-and two scopes: ``loss`` is the head and the loss over given hidden states, forward and backward; ``step`` is the whole
-forward and backward pass of the language model with SDPA attention. Each number comes from a forked child of its own:
-``peak`` is the child's high-water mark of resident memory (``VmHWM``, reset before the measured call) minus what was
-resident before it; seconds are CPU seconds of the call on one thread, which other jobs on the machine hardly change,
-after a warm-up at 256 tokens. Cells are medians of the repeats, and ratios are against the baseline of the same cell. A
-child that passes ``--limit-gib`` is reported as not fitting, one that passes ``--timeout`` as too slow.
+and three scopes: ``loss`` is the head and the loss over given hidden states, forward and backward; ``step`` is the
+whole forward and backward pass of the language model with SDPA attention; ``train`` is a whole training step of nano
+LLaMA-VID, frames and AdamW included (``scripts/bench/training_step.py``). Each number comes from a forked child of its
+own: ``peak`` is the child's high-water mark of resident memory (``VmHWM``, reset before the measured call) minus what
+was resident before it; seconds are CPU seconds of the call on one thread, which other jobs on the machine hardly
+change, after a warm-up at 256 tokens. Cells are medians of the repeats, and ratios are against the baseline of the same
+cell. A child that passes ``--limit-gib`` is reported as not fitting, one that passes ``--timeout`` as too slow.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -37,9 +39,11 @@ from longvid_train.commands.init import NANO_PARTS
 from longvid_train.files import write_json, write_text
 from longvid_train.models.supervised_loss import supervised_loss_sum
 from longvid_train.types import IGNORE_INDEX
+from scripts.bench.training_step import load_llama_vid, training_step
 
 BASELINE = "transformers"
 LOSSES = (BASELINE, "ours")
+SCOPES = ("loss", "step", "train")
 WARM_UP_TOKENS = 256
 VICUNA_WORDS = 32_000
 MIB = 2**20
@@ -95,6 +99,16 @@ def pass_of(model: LlamaForCausalLM, cell: Cell, tokens: int) -> Callable[[], to
     return run
 
 
+def passes_of(cell: Cell) -> tuple[Callable[[], torch.Tensor], Callable[[], Callable[[], torch.Tensor]]]:
+    """The warm-up of a cell, and what makes the pass to measure: both over one model."""
+    if cell.scope == "train":
+        model = load_llama_vid(cell.words)
+        make = partial(training_step, model, plain_loss=cell.loss == BASELINE, share=cell.supervised_share)
+        return make(tokens=WARM_UP_TOKENS), partial(make, tokens=cell.tokens)
+    language_model = load_language_model(cell.words)
+    return pass_of(language_model, cell, WARM_UP_TOKENS), partial(pass_of, language_model, cell, cell.tokens)
+
+
 def memory_bytes(field: str) -> int:
     """``VmRSS`` or ``VmHWM`` of this process."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
@@ -104,10 +118,9 @@ def memory_bytes(field: str) -> int:
 def measure(cell: Cell, limit_gib: float) -> dict[str, float]:
     """Measure one cell in this process."""
     resource.setrlimit(resource.RLIMIT_AS, (int(limit_gib * 2**30),) * 2)
-    model = load_language_model(cell.words)
-    pass_of(model, cell, WARM_UP_TOKENS)()
-    model.zero_grad(set_to_none=False)
-    run = pass_of(model, cell, cell.tokens)
+    warm_up, make = passes_of(cell)
+    warm_up()
+    run = make()
     before = memory_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     start_s = time.process_time()
@@ -161,7 +174,8 @@ def medians(cell: Cell, repeats: int, limit_gib: float, timeout_s: float) -> dic
 def cells_of(arguments: argparse.Namespace) -> list[Cell]:
     """Every cell, the baseline first in each pair."""
     nano = json.loads((NANO_PARTS / "language_model" / "config.json").read_text(encoding="utf-8"))["vocab_size"]
-    lengths = {"loss": arguments.tokens, "step": [size for size in arguments.tokens if size <= arguments.step_tokens]}
+    stepped = [size for size in arguments.tokens if size <= arguments.step_tokens]
+    lengths = {"loss": arguments.tokens, "step": stepped, "train": stepped}
     return [
         Cell(scope=scope, loss=loss, words=words, tokens=tokens, supervised_share=share)
         for scope in arguments.scopes
@@ -208,8 +222,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for loss_memory.json and loss_memory.md")
     parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 8192, 65536], help="row lengths")
     parser.add_argument("--shares", type=float, nargs="+", default=[1.0, 0.125], help="supervised shares of a row")
-    parser.add_argument("--scopes", nargs="+", choices=("loss", "step"), default=["loss", "step"], help="what to time")
-    parser.add_argument("--step-tokens", type=int, default=8192, help="longest row of the whole step (8192)")
+    parser.add_argument("--scopes", nargs="+", choices=SCOPES, default=SCOPES, help="what to measure (all)")
+    parser.add_argument("--step-tokens", type=int, default=8192, help="longest row of a whole step (8192)")
     parser.add_argument("--head", action="store_true", help=f"also a vocabulary of {VICUNA_WORDS} words")
     parser.add_argument("--repeats", type=int, default=3, help="children a cell (3)")
     parser.add_argument("--limit-gib", type=float, default=24.0, help="address space of a child (24)")

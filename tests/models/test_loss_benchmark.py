@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from scripts.bench.loss_memory import BASELINE, LOSSES, Cell, labels_of, load_language_model, pass_of, table
+from scripts.bench.training_step import film_row, load_llama_vid, training_step
 
 
 def test_both_losses_and_their_gradients_are_the_same() -> None:
@@ -15,6 +16,30 @@ def test_both_losses_and_their_gradients_are_the_same() -> None:
         gradients[loss] = model.model.layers[0].mlp.up_proj.weight.grad
     assert losses[BASELINE] == pytest.approx(losses["ours"], rel=1e-5)
     torch.testing.assert_close(gradients[BASELINE], gradients["ours"], rtol=1e-3, atol=1e-6)
+
+
+def test_the_training_steps_of_both_losses_are_the_same_step() -> None:
+    """Of 64 tokens, 8 frames: after two steps the weights have moved, and alike."""
+    losses, weights = {}, {}
+    for loss in LOSSES:
+        model = load_llama_vid(578)
+        start = model.content_projector[0].weight.detach().clone()
+        run = training_step(model, 64, 0.5, plain_loss=loss == BASELINE)
+        losses[loss] = [float(run()), float(run())]
+        weights[loss] = model.content_projector[0].weight.detach()
+        assert not torch.equal(start, weights[loss])
+        assert all(parameter.grad is None for parameter in model.vision_tower.parameters())
+    assert losses[BASELINE] == pytest.approx(losses["ours"], rel=1e-5)
+    assert losses["ours"][0] != losses["ours"][1]
+    torch.testing.assert_close(weights[BASELINE], weights["ours"], rtol=1e-4, atol=1e-6)
+
+
+def test_a_film_row_has_two_placeholders_a_frame_and_supervises_text_alone() -> None:
+    model = load_llama_vid(600)
+    ids, labels = film_row(model, 20, 0.5)
+    assert (ids == 600).tolist()[0] == [i in (0, 1, 8, 9) for i in range(20)]
+    assert labels[0, :10].tolist() == [-100] * 10
+    assert labels[0, 10:].tolist() == ids[0, 10:].tolist()
 
 
 def test_the_end_of_the_row_is_supervised() -> None:
