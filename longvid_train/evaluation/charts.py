@@ -57,7 +57,7 @@ def loss_svg(name: str, steps: Sequence[Step]) -> str:
         name: word for the ids inside the SVG, unique on the page.
         steps: the logged steps of one stage.
     """
-    with _style():
+    with chart_style():
         figure = Figure(figsize=(_CARD_WIDTH_IN, 2.5))
         _draw_loss(figure.subplots(), steps)
         return _svg(figure, name)
@@ -71,7 +71,7 @@ def scores_svg(name: str, summary: StageSummary) -> str:
         summary: numbers of the stage.
     """
     rows = chart_rows(summary)
-    with _style():
+    with chart_style():
         figure = Figure(figsize=(_CARD_WIDTH_IN, _bars_height_in(len(rows))))
         _draw_scores(figure.subplots(), rows)
         return _svg(figure, name)
@@ -80,7 +80,7 @@ def scores_svg(name: str, summary: StageSummary) -> str:
 def scores_png(summaries: Sequence[StageSummary]) -> bytes:
     """One picture of ``scores_svg`` of every stage side by side, about 1100 pixels wide, on white."""
     rows = [chart_rows(summary) for summary in summaries]
-    with _style(), mpl.rc_context({"font.size": 9.0}):
+    with chart_style(), mpl.rc_context({"font.size": 9.0}):
         figure = Figure(figsize=(11, _bars_height_in(max(len(part) for part in rows)) + 0.75), facecolor="white")
         panels = figure.subplots(1, len(rows), squeeze=False)[0]
         for number, (axes, part, summary) in enumerate(zip(panels, rows, summaries, strict=True), start=1):
@@ -89,7 +89,7 @@ def scores_png(summaries: Sequence[StageSummary]) -> bytes:
             title = f"Stage {number}: {summary.stage.replace('_', ' ')}"
             axes.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=10)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-        return _png(figure)
+        return figure_png(figure)
 
 
 def chart_rows(summary: StageSummary) -> list[Scores]:
@@ -149,7 +149,8 @@ def _bars_height_in(rows: int) -> float:
     return 0.55 + 0.46 * rows
 
 
-def _style() -> AbstractContextManager[None]:
+def chart_style() -> AbstractContextManager[None]:
+    """The look of every chart, for the length of a ``with`` block."""
     context: AbstractContextManager[None] = mpl.rc_context(_STYLE)
     return context
 
@@ -175,7 +176,8 @@ def _inline(svg: str, name: str) -> str:
     return svg
 
 
-def _png(figure: Figure) -> bytes:
+def figure_png(figure: Figure) -> bytes:
+    """The figure as PNG of 100 dots an inch; the same figure gives the same bytes."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=100, metadata={"Software": None})
     return stream.getvalue()

@@ -121,3 +121,17 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         return run
 
     return make
+
+
+@pytest.fixture(scope="session")
+def untrained_onevision(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A nano OneVision with random weights, as its recipe begins."""
+    import torch
+
+    from longvid_train.training.nano.families import ONEVISION
+
+    torch.manual_seed(0)
+    tokenizer = ONEVISION.tokenizer()
+    folder = tmp_path_factory.mktemp("models") / "nano_onevision"
+    ONEVISION.save(ONEVISION.build(tokenizer), tokenizer, folder)
+    return folder

@@ -48,16 +48,16 @@ class StageRecipe:
 RECIPES: dict[tuple[str, str], StageRecipe] = {
     ("onevision", "language"): StageRecipe(
         clips=ClipRecipe(
-            steps=2600,
-            clips=32,
-            fewest_frames=2,
-            first_most_frames=3,
+            steps=500,
+            clips=24,
+            fewest_frames=3,
+            first_most_frames=8,
             most_frames=8,
-            steps_per_frame=250,
+            steps_per_frame=1,
             spacing_s=(0.8, 1.25),
             seed=1,
         ),
-        rate=Rate(peak=1e-3, decay_from=0.7),
+        rate=Rate(peak=7e-4, decay_from=0.9),
     ),
     ("onevision", "align"): StageRecipe(
         clips=ClipRecipe(
@@ -186,7 +186,7 @@ def train_stage(
     """
     code = code_version()
     pl.seed_everything(recipe.clips.seed, verbose=False)
-    backbone, tokenizer = _start(family, stage, start, recipe.clips.seed)
+    backbone, tokenizer = _start(family, stage, start)
     backbone.model.train()
     module = _module(family, stage, backbone, tokenizer, recipe)
     batches = _batches(family, backbone, tokenizer, recipe.clips)
@@ -210,13 +210,13 @@ def train_stage(
     return backbone
 
 
-def _start(family: Family, stage: str, start: Path | None, seed: int) -> tuple[AnyBackbone, PreTrainedTokenizerFast]:
+def _start(family: Family, stage: str, start: Path | None) -> tuple[AnyBackbone, PreTrainedTokenizerFast]:
     if (start is None) != (stage == STAGES[0]):
         raise UserError(
             f"stage '{stage}' {'needs --start, the folder of the stage before' if start is None else 'has no --start'}"
         )
     if start is None:
-        tokenizer = family.tokenizer(seed)
+        tokenizer = family.tokenizer()
         return family.build(tokenizer), tokenizer
     return load_backbone(start, dtype=torch.float32), AutoTokenizer.from_pretrained(start)
 

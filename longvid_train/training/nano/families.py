@@ -1,8 +1,6 @@
 """The two nano backbones: their transformers configurations, conversations and processor files."""
 
-import random
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,20 +27,12 @@ from longvid_train.models.backbones.video_llava_joint import (
     JointVideoLlavaForConditionalGeneration,
     VideoLlavaJoint,
 )
-from longvid_train.training.nano.clip_words import frame_list
-from longvid_train.training.nano.dialogue import DESCRIPTION_QUESTION, FRAMES_QUESTION, ChatFormat
-from longvid_train.training.nano.tokenizer import learn_tokenizer
-from longvid_train.world.clips import draw_questions, even_clip
-from longvid_train.world.episode import WorldSettings, make_episode
-from longvid_train.world.questions import caption
+from longvid_train.training.nano.dialogue import ChatFormat
 
 IMAGE_SIDE = 56
 TRAINED_FRAMES = 8
-LANGUAGE_WINDOW = 160
-"""Longest conversation of the nano OneVision's recipe, in tokens. Its language model has seen nothing longer."""
-
 PRETRAINED = Path(longvid_train.__file__).parent / "assets" / "nano"
-"""Tokenizer and language model that the nano Video-LLaVA starts from, as the real one starts from Vicuna."""
+"""Tokenizer and language model that both start from, as the real ones start from Qwen2 and Vicuna."""
 
 KINDS = ("needle", "order", "detail")
 
@@ -54,8 +44,9 @@ class Family:
     Attributes:
         name: of its folder under ``assets``.
         chat: how it writes conversations.
-        tokenizer: learns or reads the tokenizer; the argument is the seed of what it learns from.
-        build: makes a backbone for a tokenizer: untrained, or with a language model that was trained before.
+        specials: special tokens that the pretrained tokenizer lacks.
+        begin: first token of a conversation, if the family has one.
+        build: makes a backbone for a tokenizer: with the pretrained language model, the rest untrained.
         pictures: video settings, as transformers names them.
         template: the chat template.
         finish: fills what the recipes do not train.
@@ -63,11 +54,19 @@ class Family:
 
     name: str
     chat: ChatFormat
-    tokenizer: Callable[[int], PreTrainedTokenizerFast]
+    specials: tuple[str, ...]
+    begin: str | None
     build: Callable[[PreTrainedTokenizerFast], AnyBackbone]
     pictures: dict[str, Any]
     template: str
     finish: Callable[[AnyBackbone], None] = lambda backbone: None
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The pretrained tokenizer with the family's special tokens."""
+        tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(PRETRAINED / "tokenizer")
+        tokenizer.add_special_tokens({"additional_special_tokens": list(self.specials)})
+        tokenizer.bos_token, tokenizer.eos_token = self.begin, self.chat.end
+        return tokenizer
 
     def save(self, backbone: AnyBackbone, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
         """Write a folder that `load_backbone` and `BackboneProcessor` read; weights as they are in memory."""
@@ -85,40 +84,42 @@ class Family:
         write_json(folder / "preprocessor_config.json", self.pictures)
 
 
-def _qwen_tokenizer(seed: int) -> PreTrainedTokenizerFast:
-    """Learned from training episodes told in the family's conversations."""
-    specials = ("<|im_start|>", "<|im_end|>", "<image>", "<video>")
-    between = "|".join(re.escape(one) for one in specials)
-    return learn_tokenizer(
-        (part for text in _corpus(ONEVISION.chat, seed) for part in re.split(between, text) if part),
-        specials=("<unk>", "<pad>", *specials),
-        extra_special_tokens=list(specials),
-        unk_token="<unk>",
-        pad_token="<pad>",
-        eos_token=ONEVISION.chat.end,
-        bos_token=None,
+def _language_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """The pretrained language model, with rows for the family's special tokens."""
+    language = LlamaForCausalLM.from_pretrained(PRETRAINED / "language_model", dtype=torch.float32)
+    language.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return language
+
+
+def _as_qwen(
+    language: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> tuple[Qwen2Config, dict[str, torch.Tensor]]:
+    """The same function as a Qwen2: configuration and weights. Its attention adds biases, which begin at 0."""
+    llama = language.config
+    config = Qwen2Config(
+        vocab_size=llama.vocab_size,
+        hidden_size=llama.hidden_size,
+        intermediate_size=llama.intermediate_size,
+        num_hidden_layers=llama.num_hidden_layers,
+        num_attention_heads=llama.num_attention_heads,
+        num_key_value_heads=llama.num_key_value_heads,
+        max_position_embeddings=llama.max_position_embeddings,
+        rms_norm_eps=llama.rms_norm_eps,
+        rope_parameters=llama.rope_parameters,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
     )
-
-
-def _corpus(chat: ChatFormat, seed: int) -> Iterator[str]:
-    for index in range(300):
-        episode = make_episode(WorldSettings(duration_s=12.0), split="train", seed=seed, index=index)
-        clip = even_clip(episode, 12)
-        for question in draw_questions(clip, (*KINDS, "count"), 6, random.Random(index)):
-            yield chat.later.replace("{question}", question.text) + chat.lead + question.answer
-        yield chat.later.replace("{question}", FRAMES_QUESTION) + chat.lead + frame_list(clip)
-        yield chat.first.replace("{question}", DESCRIPTION_QUESTION) + chat.lead + caption(episode)
-        yield "".join(f"{chat.lead}{a.colour} {a.shape}" for a in episode.appearances)
-
-
-def _vicuna_tokenizer(seed: int) -> PreTrainedTokenizerFast:
-    """The pretrained language model's, with places for images and videos."""
-    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(PRETRAINED / "tokenizer")
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>", "<video>"]})
-    return tokenizer
+    weights = dict(language.model.state_dict())
+    for name in list(weights):
+        if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")):
+            weights[name.removesuffix("weight") + "bias"] = torch.zeros(len(weights[name]))
+    return config, weights
 
 
 def _onevision(tokenizer: PreTrainedTokenizerFast) -> AnyBackbone:
+    text_config, weights = _as_qwen(_language_model(tokenizer), tokenizer)
     config = LlavaOnevisionConfig(
         vision_config=SiglipVisionConfig(
             hidden_size=96,
@@ -129,31 +130,20 @@ def _onevision(tokenizer: PreTrainedTokenizerFast) -> AnyBackbone:
             patch_size=14,
             vision_use_head=False,
         ),
-        text_config=Qwen2Config(
-            vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=LANGUAGE_WINDOW,
-            tie_word_embeddings=True,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        ),
+        text_config=text_config,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
         image_grid_pinpoints=[[IMAGE_SIDE, IMAGE_SIDE]],
         tie_word_embeddings=True,
         trained_frames=TRAINED_FRAMES,
     )
-    return LlavaOnevision(LlavaOnevisionForConditionalGeneration(config))
+    model = LlavaOnevisionForConditionalGeneration(config)
+    model.model.language_model.load_state_dict(weights)
+    return LlavaOnevision(model)
 
 
 def _video_llava(tokenizer: PreTrainedTokenizerFast) -> AnyBackbone:
-    language = LlamaForCausalLM.from_pretrained(PRETRAINED / "language_model", dtype=torch.float32)
-    language.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    language = _language_model(tokenizer)
     config = JointVideoLlavaConfig(
         vision_config=CLIPVisionConfig(
             hidden_size=128,
@@ -197,15 +187,16 @@ ONEVISION = Family(
     chat=ChatFormat(
         first="<|im_start|>user <video>\n{question}<|im_end|><|im_start|>assistant\n",
         later="<|im_start|>user {question}<|im_end|><|im_start|>assistant\n",
-        lead="",
+        lead=" ",
         end="<|im_end|>",
     ),
-    tokenizer=_qwen_tokenizer,
+    specials=("<|im_start|>", "<|im_end|>", "<image>", "<video>"),
+    begin=None,
     build=_onevision,
     pictures=_PICTURES | {"size": _SQUARE, "image_mean": _HALVES, "image_std": _HALVES},
     template=(
         "{% for message in messages %}"
-        "{% if message['role'] == 'assistant' %}{{ '<|im_start|>assistant\\n' }}"
+        "{% if message['role'] == 'assistant' %}{{ '<|im_start|>assistant\\n ' }}"
         "{% else %}{{ '<|im_start|>' + message['role'] + ' ' }}{% endif %}"
         + _PARTS
         + "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -220,7 +211,8 @@ VIDEO_LLAVA = Family(
         lead=" ",
         end="</s>",
     ),
-    tokenizer=_vicuna_tokenizer,
+    specials=("<image>", "<video>"),
+    begin="<s>",
     build=_video_llava,
     pictures=_PICTURES
     | {

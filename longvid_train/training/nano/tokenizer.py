@@ -1,8 +1,7 @@
 """The nano tokenizer: a byte-level BPE learned from world text. It reads any string; world words are single tokens."""
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -21,26 +20,7 @@ _CHAT = (
 
 
 def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
-    """Learn the tokenizer of the nano LLaMA-VID from training episodes."""
-    return learn_tokenizer(
-        _corpus(seed),
-        specials=(UNK, BOS, EOS, PAD, VISUAL),
-        unk_token=UNK,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=PAD,
-        extra_special_tokens=[VISUAL],
-    )
-
-
-def learn_tokenizer(corpus: Iterable[str], *, specials: Sequence[str], **roles: Any) -> PreTrainedTokenizerFast:
-    """Learn a byte-level BPE. Digits stand alone, so that counts and glyphs are tokens.
-
-    Args:
-        corpus: texts without special tokens.
-        specials: special tokens, which get the first ids.
-        **roles: of the special tokens, as `PreTrainedTokenizerFast` names them.
-    """
+    """Learn the tokenizer from training episodes. Digits stand alone, so that counts and glyphs are tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -51,12 +31,20 @@ def learn_tokenizer(corpus: Iterable[str], *, specials: Sequence[str], **roles: 
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE,
-        special_tokens=list(specials),
+        special_tokens=[UNK, BOS, EOS, PAD, VISUAL],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **roles)
+    tokenizer.train_from_iterator(_corpus(seed), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token=UNK,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        extra_special_tokens=[VISUAL],
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def _corpus(seed: int) -> Iterator[str]:

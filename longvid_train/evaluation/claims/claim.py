@@ -1,0 +1,52 @@
+"""What a claim is: a grid of methods and frames on a nano model, and what a paper says about it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from longvid_train.evaluation.claims.cells import Grid, Scores
+from longvid_train.evaluation.claims.held_out import HeldOut
+from longvid_train.evaluation.statistics import Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One row of the table: what the paper says, what is found here, whether it holds."""
+
+    paper: str
+    here: str
+    holds: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A claim and how it is checked.
+
+    Attributes:
+        name: for the command line.
+        title: for people, with the paper's table or figure.
+        model: folder of the nano model under the package's assets.
+        adapter: folder of a LoRA adapter beside it, whose row is run where it exists.
+        videos: what is asked about, in words.
+        grid: what is run.
+        held_out: questions of so many episodes, at a number of frames, from a seed.
+        checks: rows of the table.
+    """
+
+    name: str
+    title: str
+    model: str
+    adapter: str | None
+    videos: str
+    grid: Grid
+    held_out: Callable[[int, int, int], tuple[HeldOut, ...]]
+    checks: Callable[[Scores], tuple[Check, ...]]
+
+
+def percent(found: Interval) -> str:
+    """``"61 % (57 to 65)"``."""
+    return f"{100 * found.mean:.0f} % ({100 * found.low:.0f} to {100 * found.high:.0f})"
+
+
+def points(gain: Interval) -> str:
+    """``"+4.1 points (+1.0 to +7.2)"``."""
+    return f"{100 * gain.mean:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"

@@ -1,0 +1,114 @@
+"""The training-free methods that the claims compare, under the names of their rows.
+
+The same adaptations stand as files under ``configs/adaptations`` (tested), for use with any command.
+"""
+
+from dataclasses import dataclass
+
+from longvid_train.adaptation.settings import Adaptation
+from longvid_train.rope.linear import LinearWindow
+from longvid_train.rope.ntk import NtkWindow
+from longvid_train.rope.unextended import NoWindow
+from longvid_train.rope.visual_yarn import VisualYarnWindow
+from longvid_train.rope.yarn import YarnWindow
+from longvid_train.tokens.progressive import ProgressivePlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A row of a table.
+
+    Attributes:
+        name: for programs.
+        words: for people.
+        file: of the adaptation, under ``configs/adaptations``.
+        adaptation: what it says.
+        weights: tells adapters apart that were trained under this adaptation; empty for the model as it is.
+    """
+
+    name: str
+    words: str
+    file: str
+    adaptation: Adaptation
+    weights: str = ""
+
+
+TUNED = "visual_yarn_lora"
+
+
+def tuned_method(adaptation: Adaptation, weights: str) -> Method:
+    """The row of an adapter that was trained under ``adaptation``."""
+    return Method(name=TUNED, words="visual YaRN + LoRA", file="", adaptation=adaptation, weights=weights)
+
+
+_NANO_VISUAL_YARN = VisualYarnWindow(bounds="share", alpha=0.2, beta=0.8)
+
+VISUAL_WINDOW_METHODS = (
+    Method(name="none", words="no extension", file="none", adaptation=Adaptation(window=NoWindow(extrapolate=True))),
+    Method(name="linear", words="PI, language window", file="linear", adaptation=Adaptation(window=LinearWindow())),
+    Method(name="ntk", words="NTK, language window", file="ntk", adaptation=Adaptation(window=NtkWindow())),
+    Method(
+        name="yarn",
+        words="YaRN, language window",
+        file="nano/yarn",
+        adaptation=Adaptation(window=YarnWindow(bounds="share", alpha=0.2, beta=0.8)),
+    ),
+    Method(
+        name="visual_linear",
+        words="PI, visual window",
+        file="nano/visual_linear",
+        adaptation=Adaptation(window=LinearWindow(measure="visual")),
+    ),
+    Method(
+        name="visual_ntk",
+        words="NTK, visual window",
+        file="nano/visual_ntk",
+        adaptation=Adaptation(window=NtkWindow(measure="visual")),
+    ),
+    Method(
+        name="visual_yarn_turns",
+        words="visual YaRN, beta 32 turns",
+        file="visual_yarn",
+        adaptation=Adaptation(window=VisualYarnWindow()),
+    ),
+    Method(
+        name="visual_yarn",
+        words="visual YaRN",
+        file="visual_yarn_small_window",
+        adaptation=Adaptation(window=_NANO_VISUAL_YARN),
+    ),
+    Method(
+        name="visual_yarn_progressive",
+        words="visual YaRN, progressive pooling",
+        file="nano/visual_yarn_progressive",
+        adaptation=Adaptation(plan=ProgressivePlan(group=4, high_stride=2, low_stride=4), window=_NANO_VISUAL_YARN),
+    ),
+)
+
+INTP_METHODS = (
+    Method(name="none", words="no extension", file="none", adaptation=Adaptation(window=NoWindow(extrapolate=True))),
+    Method(
+        name="rearranged",
+        words="rearranged, no extension",
+        file="nano/rearranged",
+        adaptation=Adaptation(grouping="rearranged", window=NoWindow(extrapolate=True)),
+    ),
+    Method(
+        name="intp_consecutive",
+        words="NTK, consecutive groups",
+        file="intp_consecutive",
+        adaptation=Adaptation(window=NtkWindow()),
+    ),
+    Method(
+        name="intp",
+        words="INTP: NTK, rearranged",
+        file="intp",
+        adaptation=Adaptation(grouping="rearranged", window=NtkWindow()),
+    ),
+    Method(
+        name="intp_visual",
+        words="INTP by the visual window",
+        file="nano/intp_visual",
+        adaptation=Adaptation(grouping="rearranged", window=NtkWindow(measure="visual")),
+    ),
+)

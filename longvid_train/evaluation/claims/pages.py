@@ -1,0 +1,91 @@
+"""What a claim leaves behind: a table for people, a JSON for programs and a plot."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from longvid_train.evaluation.charts import MUTED, chart_style, figure_png
+from longvid_train.evaluation.claims.cells import Scores
+from longvid_train.evaluation.claims.claim import Check, Claim
+from longvid_train.evaluation.claims.held_out import KINDS
+
+COLOURS = ("#101112", "#a1a2a3", "#c77b1d", "#8d6fc1", "#d1a54f", "#5fa35f", "#c14a4a", "#2164e1", "#17a2b8", "#7a4e2d")
+
+
+def checks_table(claims: Sequence[tuple[Claim, tuple[Check, ...]]]) -> str:
+    """Markdown: paper | here | holds, a row a check."""
+    rows = ["| claim | paper | here | holds |", "|---|---|---|---|"]
+    for claim, checks in claims:
+        for check in checks:
+            verdict = "yes" if check.holds else "does not reproduce here"
+            rows.append(f"| {claim.name} | {check.paper} | {check.here} | {verdict} |")
+    return "\n".join(rows)
+
+
+def scores_table(claim: Claim, scores: Scores) -> str:
+    """Markdown: a row a method, a column a number of frames; mean over all kinds, then needle / order / detail."""
+    frames = claim.grid.frames
+    rows = [f"| {claim.videos} | {' | '.join(str(count) for count in frames)} |", "|---" * (len(frames) + 1) + "|"]
+    for method in claim.grid.methods:
+        cells = [_cell(scores, method.name, count) for count in frames]
+        rows.append(f"| {method.words} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def claim_values(claim: Claim, scores: Scores, checks: Sequence[Check]) -> dict[str, Any]:
+    """Everything as JSON can hold it."""
+    return {
+        "claim": claim.name,
+        "title": claim.title,
+        "checks": [{"paper": one.paper, "here": one.here, "holds": one.holds} for one in checks],
+        "scores": [
+            {"method": method.name, "words": method.words, "frames": count, "kind": kind or "all"}
+            | _interval(scores, method.name, count, kind)
+            for method in claim.grid.methods
+            for count in claim.grid.frames
+            for kind in (None, *KINDS)
+        ],
+    }
+
+
+def claim_png(claim: Claim, scores: Scores) -> bytes:
+    """Accuracy over frames: all questions, and each kind; bars are bootstrap intervals."""
+    with chart_style():
+        figure = Figure(figsize=(11, 3.6), facecolor="white")
+        panels = figure.subplots(1, 1 + len(KINDS), sharey=True)
+        for axes, kind in zip(panels, (None, *KINDS), strict=True):
+            _draw(axes, claim, scores, kind)
+        panels[0].set_ylabel("accuracy")
+        panels[0].yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+        figure.suptitle(claim.title, fontsize=11, fontweight="bold", x=0.01, ha="left")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+        return figure_png(figure)
+
+
+def _draw(axes: Any, claim: Claim, scores: Scores, kind: str | None) -> None:
+    frames = claim.grid.frames
+    axes.grid(axis="y")
+    axes.axvline(frames[0], color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
+    for colour, method in zip(COLOURS, claim.grid.methods, strict=False):
+        found = [scores.interval(method.name, count, kind=kind) for count in frames]
+        means = [one.mean for one in found]
+        bars = [[one.mean - one.low for one in found], [one.high - one.mean for one in found]]
+        axes.errorbar(frames, means, yerr=bars, color=colour, label=method.words, linewidth=1.5, capsize=2, marker="o")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(frames, [str(count) for count in frames])
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("frames")
+    axes.set_title(kind or "all questions", loc="left")
+
+
+def _cell(scores: Scores, method: str, frames: int) -> str:
+    whole = scores.interval(method, frames)
+    parts = " / ".join(f"{100 * scores.values(method, frames, kind=kind).mean():.0f}" for kind in KINDS)
+    return f"**{100 * whole.mean:.0f}** ±{50 * (whole.high - whole.low):.0f} ({parts})"
+
+
+def _interval(scores: Scores, method: str, frames: int, kind: str | None) -> dict[str, float]:
+    found = scores.interval(method, frames, kind=kind)
+    return {"n": found.n, "mean": found.mean, "low": found.low, "high": found.high}

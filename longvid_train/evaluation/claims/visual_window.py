@@ -1,0 +1,73 @@
+"""Visual context window extension (Wei and Chen, arXiv:2409.20018): Figure 1a, Table 4 and Table 5 in kind.
+
+The nano OneVision was trained on at most 8 frames of 4 tokens, a visual window of 32; its language model on
+conversations of at most 160 tokens. Videos of N seconds are shown as N frames, up to 8 times the visual window.
+"""
+
+from longvid_train.evaluation.claims.cells import Grid, Scores
+from longvid_train.evaluation.claims.claim import Check, Claim, percent, points
+from longvid_train.evaluation.claims.held_out import HeldOut, held_out_clips
+from longvid_train.evaluation.claims.methods import TUNED, VISUAL_WINDOW_METHODS
+
+FRAMES = (8, 16, 32, 64)
+BEYOND = FRAMES[1:]
+SEEDS = (0, 1, 2)
+
+
+def _held_out(episodes: int, frames: int, seed: int) -> tuple[HeldOut, ...]:
+    return held_out_clips(episodes=episodes, duration_s=float(frames), frames=frames, seed=seed, seen_only=True)
+
+
+def _checks(scores: Scores) -> tuple[Check, ...]:
+    trained, longest = scores.interval("none", FRAMES[0]), scores.interval("none", FRAMES[-1])
+    return (
+        Check(
+            paper="Figure 1a: without an extension accuracy declines beyond the visual window",
+            here=f"{FRAMES[0]} frames {percent(trained)}, {FRAMES[-1]} frames {percent(longest)}",
+            holds=longest.high < trained.low,
+        ),
+        _better(scores, "Table 4: YaRN by the language window beats no extension (58.5 > 56.2)", "yarn", "none"),
+        _better(
+            scores,
+            "Table 4: YaRN by the visual window beats YaRN by the language window (61.0 > 58.5)",
+            "visual_yarn",
+            "yarn",
+        ),
+        _better(scores, "Table 4: YaRN by the visual window beats no extension (61.0 > 56.2)", "visual_yarn", "none"),
+        *_tuned(scores),
+        _pooled(scores),
+    )
+
+
+def _tuned(scores: Scores) -> tuple[Check, ...]:
+    """The row of the adapter, where there is one."""
+    paper = "Table 4: LoRA after the extension beats the extension alone (61.8 > 61.0)"
+    return (_better(scores, paper, TUNED, "visual_yarn"),) if scores.has(TUNED) else ()
+
+
+def _better(scores: Scores, paper: str, better: str, worse: str) -> Check:
+    """Paired over 16 to 64 frames; holds where the whole interval lies above 0."""
+    gain = scores.gain_beyond(better, worse, BEYOND)
+    return Check(paper=paper, here=f"{points(gain)} over {BEYOND[0]} to {BEYOND[-1]} frames", holds=gain.low > 0)
+
+
+def _pooled(scores: Scores) -> Check:
+    """Holds unless pooling is shown to lose more than two points."""
+    gain = scores.gain_beyond("visual_yarn_progressive", "visual_yarn", BEYOND)
+    return Check(
+        paper="Table 5: progressive pooling keeps the accuracy with fewer tokens (61.3 against 61.0)",
+        here=f"{points(gain)} with 7 tokens in place of 16, over {BEYOND[0]} to {BEYOND[-1]} frames",
+        holds=gain.high >= 0 and gain.mean > -0.02,
+    )
+
+
+CLAIM = Claim(
+    name="visual-window",
+    title="Visual context window extension: Figure 1a, Tables 4 and 5",
+    model="nano_onevision",
+    adapter="nano_onevision_lora",
+    videos="videos of N seconds as N frames; trained on 2 to 8 frames",
+    grid=Grid(methods=VISUAL_WINDOW_METHODS, frames=FRAMES, seeds=SEEDS),
+    held_out=_held_out,
+    checks=_checks,
+)

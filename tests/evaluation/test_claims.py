@@ -1,0 +1,203 @@
+"""The claims' questions, cells, checks and pages, on tiny untrained backbones and on made-up scores."""
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from longvid_train.adaptation.reading import load_adaptation
+from longvid_train.adaptation.settings import Adaptation
+from longvid_train.errors import UserError
+from longvid_train.evaluation.claims.answering import Answered, answer_clips, encode_clips
+from longvid_train.evaluation.claims.catalogue import CLAIMS, choose_claims
+from longvid_train.evaluation.claims.cells import CellStore, Grid, Scores, run_grid
+from longvid_train.evaluation.claims.held_out import KINDS, held_out_clips
+from longvid_train.evaluation.claims.methods import INTP_METHODS, TUNED, VISUAL_WINDOW_METHODS, tuned_method
+from longvid_train.evaluation.claims.pages import checks_table, claim_png, claim_values, scores_table
+from longvid_train.models.backbones import BackboneProcessor, generate, load_backbone
+from longvid_train.rope.extension import extended
+from longvid_train.rope.scale import TokenCounts
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "adaptations"
+
+
+@pytest.fixture(scope="module")
+def onevision(untrained_onevision: Path):
+    backbone = load_backbone(untrained_onevision, dtype=torch.float32)
+    return backbone, BackboneProcessor.load(untrained_onevision, backbone.facts)
+
+
+def cell(scores: list[float]) -> list[Answered]:
+    kinds = [KINDS[index % len(KINDS)] for index in range(len(scores))]
+    return [
+        Answered(kind=kind, question="?", truth="a", answer="a" if score else "b", score=score)
+        for kind, score in zip(kinds, scores, strict=True)
+    ]
+
+
+def made_scores(claim, right) -> Scores:
+    """``right(method, frames)`` is the share of right answers of 300."""
+    return Scores(
+        {
+            (method.name, count): cell([float(index < round(300 * right(method.name, count))) for index in range(300)])
+            for method in claim.grid.methods
+            for count in claim.grid.frames
+        }
+    )
+
+
+def test_the_methods_are_the_shipped_adaptations() -> None:
+    methods = {method.file: method for method in (*VISUAL_WINDOW_METHODS, *INTP_METHODS)}
+    assert len(methods) == 13
+    for file, method in methods.items():
+        assert load_adaptation(CONFIGS / f"{file}.yaml") == method.adaptation
+
+
+def test_held_out_questions_are_of_the_test_split_and_follow_the_seed() -> None:
+    drawn = held_out_clips(episodes=4, duration_s=8.0, frames=8, seed=1, seen_only=True)
+    assert drawn == held_out_clips(episodes=4, duration_s=8.0, frames=8, seed=1, seen_only=True)
+    assert drawn != held_out_clips(episodes=4, duration_s=8.0, frames=8, seed=2, seen_only=True)
+    for one in drawn:
+        assert one.clip.episode.split == "test"
+        assert tuple(question.kind for question in one.questions) == KINDS
+
+
+def test_the_same_is_asked_at_every_number_of_frames_where_the_claim_says_so() -> None:
+    few = held_out_clips(episodes=4, duration_s=24.0, frames=8, seed=1, seen_only=False)
+    many = held_out_clips(episodes=4, duration_s=24.0, frames=64, seed=1, seen_only=False)
+    assert [one.questions for one in few] == [one.questions for one in many]
+    assert [len(one.clip.times_s) for one in many] == [64] * 4
+
+
+def test_answers_are_those_of_one_question_alone_under_the_window(onevision) -> None:
+    backbone, processor = onevision
+    method = next(one for one in VISUAL_WINDOW_METHODS if one.name == "visual_yarn")
+    clips = held_out_clips(episodes=2, duration_s=16.0, frames=16, seed=0, seen_only=True)
+    plan = method.adaptation.plan_frames(16, backbone.facts.grid)
+    tokens = encode_clips(backbone, processor, clips, plan)
+    assert tokens.shape == (2, 16 * 4 + 1, 128)
+    answered = answer_clips(backbone, processor, clips, tokens, plan, method.adaptation)
+    assert len(answered) == 6
+    for index, one in enumerate(answered):
+        ids = processor.prompt_ids(one.question, plan.visual_tokens)
+        counts = TokenCounts(visual=64, total=ids.shape[1] + 6)
+        with extended(backbone.model, method.adaptation.window, counts=counts, trained=backbone.facts.trained) as used:
+            made = generate(backbone, ids, tokens[index // 3], max_new_tokens=6, do_sample=False)
+        assert used.scale == 2.0  # 64 visual tokens on a window of 8 frames
+        assert processor.tokenizer.decode(made[0], skip_special_tokens=True).strip() == one.answer
+        assert one.score == float(one.answer == one.truth)
+
+
+def test_a_run_goes_on_where_it_stopped_and_answers_as_one_run(onevision, tmp_path: Path) -> None:
+    backbone, processor = onevision
+    methods = (VISUAL_WINDOW_METHODS[0], VISUAL_WINDOW_METHODS[-1])
+    grid = Grid(methods=methods, frames=(8, 16), seeds=(0, 1))
+    asked: list[tuple[int, int]] = []
+
+    def held_out(frames: int, seed: int):
+        asked.append((frames, seed))
+        return held_out_clips(episodes=2, duration_s=float(frames), frames=frames, seed=seed, seen_only=True)
+
+    def run(folder: Path) -> Scores:
+        store = CellStore(folder, {"model": "a"})
+        return run_grid(grid, lambda _: backbone, processor, store, held_out=held_out, on_progress=progress.append_pair)
+
+    class Progress(list[tuple[int, int]]):
+        def append_pair(self, done: int, cells: int) -> None:
+            self.append((done, cells))
+
+    progress = Progress()
+    whole = run(tmp_path / "a")
+    assert asked == [(8, 0), (8, 1), (16, 0), (16, 1)] and progress == [(n, 8) for n in range(1, 9)]
+    (tmp_path / "a" / "visual_yarn_progressive_16_1.json").unlink()
+    asked.clear()
+    again = run(tmp_path / "a")
+    assert asked == [(16, 1)]
+    for method in methods:
+        for frames in grid.frames:
+            assert np.array_equal(whole.values(method.name, frames), again.values(method.name, frames))
+    assert len(whole.values("none", 8, 16)) == 2 * 2 * 2 * len(KINDS)
+
+
+def test_cells_of_another_model_are_refused(tmp_path: Path) -> None:
+    CellStore(tmp_path, {"model": "a", "episodes": 4})
+    CellStore(tmp_path, {"episodes": 4, "model": "a"})
+    with pytest.raises(UserError, match="another model; choose another --out"):
+        CellStore(tmp_path, {"model": "b", "episodes": 4})
+
+
+def test_gains_are_paired() -> None:
+    random.seed(0)
+    base = [float(random.random() < 0.5) for _ in range(300)]
+    better = [1.0 if index % 10 == 0 else score for index, score in enumerate(base)]
+    scores = Scores({("a", 8): cell(base), ("b", 8): cell(better)})
+    gain = scores.gain(("b", 8), ("a", 8))
+    assert gain.mean == pytest.approx(np.mean(better) - np.mean(base))
+    assert gain.low > 0  # unpaired intervals of two means near .5 would overlap
+    assert scores.interval("b", 8).low < scores.interval("a", 8).high
+    assert len(scores.values("a", 8, kind="order")) == 100
+
+
+def test_visual_window_checks_hold_for_the_paper_s_order_and_fail_without_it() -> None:
+    claim = CLAIMS["visual-window"]
+    rank = {"none": 0.2, "yarn": 0.4, "visual_yarn": 0.7, "visual_yarn_progressive": 0.7}
+    paper = claim.checks(made_scores(claim, lambda method, frames: 0.95 if frames == 8 else rank.get(method, 0.1)))
+    assert [check.holds for check in paper] == [True] * 5
+    assert not any("LoRA" in check.paper for check in paper)
+    flat = claim.checks(made_scores(claim, lambda method, frames: 0.5))
+    assert [check.holds for check in flat] == [False, False, False, False, True]
+    worse = dict.fromkeys(rank, 0.5) | {"visual_yarn_progressive": 0.3}
+    assert not claim.checks(made_scores(claim, lambda method, frames: worse.get(method, 0.1)))[-1].holds
+
+
+def test_intp_checks_hold_for_the_paper_s_curve_and_fail_without_it() -> None:
+    claim = CLAIMS["intp-frames"]
+    curve = {8: 0.5, 16: 0.7, 32: 0.75, 64: 0.6}
+    paper = claim.checks(
+        made_scores(claim, lambda method, frames: curve[frames] - (0.2 if method == "intp_consecutive" else 0.0))
+    )
+    assert [check.holds for check in paper] == [True] * 5
+    rising = claim.checks(made_scores(claim, lambda method, frames: 0.9 if frames == 64 else 0.5))
+    assert [check.holds for check in rising] == [True, False, False, False, False]
+    other = claim.checks(made_scores(claim, lambda method, frames: 0.5 if method == "none" else 0.4))
+    assert not other[0].holds
+
+
+def test_pages_hold_every_number(tmp_path: Path) -> None:
+    claim = CLAIMS["intp-frames"]
+    scores = made_scores(claim, lambda method, frames: frames / 100)
+    checks = claim.checks(scores)
+    table = checks_table([(claim, checks)])
+    assert table.count("\n") == 1 + len(checks) and "does not reproduce here" in table
+    rows = scores_table(claim, scores).splitlines()
+    assert len(rows) == 2 + len(claim.grid.methods)
+    assert rows[2].startswith("| no extension | **8** ") and "**64**" in rows[2]
+    values = json.loads(json.dumps(claim_values(claim, scores, checks)))
+    found = {(one["method"], one["frames"], one["kind"]): one for one in values["scores"]}
+    assert len(found) == 5 * 4 * 4
+    assert found["intp", 32, "all"]["mean"] == pytest.approx(0.32) and found["intp", 32, "all"]["n"] == 300
+    assert claim_png(claim, scores).startswith(b"\x89PNG")
+
+
+def test_claims_are_chosen_by_name() -> None:
+    assert [claim.name for claim in choose_claims([])] == list(CLAIMS)
+    assert [claim.name for claim in choose_claims(["intp-frames"])] == ["intp-frames"]
+    with pytest.raises(UserError, match="did you mean 'visual-window'"):
+        choose_claims(["visual-windw"])
+
+
+def test_without_an_extension_the_model_is_as_it_is() -> None:
+    assert VISUAL_WINDOW_METHODS[0].adaptation.window.extends is False
+    assert VISUAL_WINDOW_METHODS[0].adaptation.plan == Adaptation().plan
+
+
+def test_an_adapter_adds_its_row_and_its_check() -> None:
+    claim = CLAIMS["visual-window"]
+    grid = replace(claim.grid, methods=(*claim.grid.methods, tuned_method(Adaptation(), "0123")))
+    scores = made_scores(replace(claim, grid=grid), lambda method, frames: 0.6 if method == TUNED else 0.5)
+    (check,) = [check for check in claim.checks(scores) if "LoRA" in check.paper]
+    assert check.holds and check.here.startswith("+10.0 points")
