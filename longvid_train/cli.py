@@ -32,6 +32,7 @@ COMMANDS = {
     "ask": Command("ask", "ask a question about a video or an image"),
     "cost": Command("cost", "plan memory, operations and time of a job before it runs"),
     "world": Command("world", "render synthetic episodes with known answers"),
+    "reproduce": Command("reproduce", "check the papers' claims on nano models and held-out episodes"),
     "report": Command("report", "write the HTML report of a three-stage run"),
 }
 
