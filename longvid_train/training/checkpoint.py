@@ -1,7 +1,5 @@
 """Reading a LLaMA-VID folder for training and writing one after it."""
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from longvid_train.errors import UserError
 from longvid_train.models.llama_vid.configuration import LlamaVidConfig
 from longvid_train.models.llama_vid.loading import load_llama_vid, read_model_type
 from longvid_train.models.llama_vid.processing import LlamaVidProcessor
+from longvid_train.training.staging import staging_folder
 
 BASE_KEY = "longvid_base_fingerprint"
 
@@ -32,20 +31,17 @@ def save_folder(target: Path, *parts: Any) -> None:
     """Write ``parts`` (anything with ``save_pretrained``) into the folder ``target``, which is whole at any moment or
     absent.
 
-    The parts go to a temporary neighbour; an older ``target`` is moved aside, replaced and only then removed.
+    The parts go to a temporary neighbour; an older ``target`` is moved aside, replaced and only then removed. What a
+    killed process left beside ``target`` is removed too.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    new, old = staging / "new", staging / "old"
-    try:
+    with staging_folder(target) as staging:
+        new = staging / "new"
         new.mkdir()
         for part in parts:
             part.save_pretrained(new)
         if target.exists():
-            target.rename(old)
+            target.rename(staging / "old")
         new.rename(target)
-    finally:
-        shutil.rmtree(staging)
 
 
 def load_for_training(folder: str | Path) -> tuple[Any, Any]:

@@ -13,6 +13,7 @@ from longvid_train.training.answers import AnswerAccuracy
 from longvid_train.training.boundary import StepBoundary
 from longvid_train.training.callbacks import ADAPTER_FOLDER, MODEL_FOLDER, ExportModel
 from longvid_train.training.checkpoint_io import AtomicCheckpointIO
+from longvid_train.training.continued import changes_of_continued_run
 from longvid_train.training.exact_parser import ExactParser
 from longvid_train.training.finished_run import FinishedRun
 from longvid_train.training.last_checkpoint import check_whole, newest_whole
@@ -92,6 +93,9 @@ class RunCLI(LightningCLI):
         run_dir, checkpoint = Path(settings["run_dir"]), settings.get("ckpt_path")
         if checkpoint:
             settings["ckpt_path"] = str(find_checkpoint(run_dir, checkpoint))
+            if self._only == "fit":
+                for line in changes_of_continued_run(run_dir, settings):
+                    notice(line)
         if self._only == "fit" and not checkpoint:
             check_fresh(run_dir)
 

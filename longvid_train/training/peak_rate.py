@@ -1,8 +1,9 @@
 """The rate a device could multiply matrices at, with its source: the denominator of model FLOPs utilisation.
 
-Known accelerators have their makers' dense rates (the numbers "with sparsity" are twice these); any other device is
-measured. A MIG slice has a device name of its own, so it is measured too. Lightning's own table is not used: it mixes
-rates with sparsity (H200) and without tensor cores (RTX 4090, A6000) in one column.
+Known accelerators have published dense rates (the numbers "with sparsity" are twice these), each from a page that was
+read and is named; any other device is measured. A MIG slice has a device name of its own, so it is measured too.
+Lightning's own table is not used: it mixes rates with sparsity (H200) and without tensor cores (RTX 4090, A6000) in one
+column.
 """
 
 import time
@@ -14,13 +15,15 @@ import torch
 
 Compute = Literal["bfloat16", "float16", "tf32", "float32", "float64"]
 
-_A100 = "NVIDIA A100 datasheet (nvidia-a100-datasheet-us-nvidia-1758950-r4)"
-_H100 = "NVIDIA H100 datasheet (resources.nvidia.com/en-us-tensor-core), half of the rate with sparsity"
-_H200 = "NVIDIA H200 datasheet (hpc-datasheet-sc23-h200), half of the rate with sparsity"
-_GA102 = "NVIDIA Ampere GA102 whitepaper v2, appendix A, FP32 accumulate, dense"
-_ADA = "NVIDIA Ada architecture whitepaper v2.1, appendix A, FP32 accumulate, dense"
-_L40S = "NVIDIA L40S datasheet, half of the rate with sparsity"
-_L4 = "NVIDIA L4 datasheet, half of the rate with sparsity"
+_A100 = "NVIDIA's datasheet us-nvidia-1758950-r4 as tabulated at glennklockwood.com/garden/processors/A100"
+_A100_PCIE = f"{_A100}; the PCIe cards have its cores and clock (thundercompute.com/blog/nvidia-a100-specs-full-guide)"
+_H100 = "NVIDIA's figures as tabulated at glennklockwood.com/garden/processors/h100"
+_H100_PCIE = "archive-lib.hpctech.co.jp/gpuproduct/nvidia-h100.html, tensor rates without sparsity"
+_H200 = (
+    f"{_H100}, which says it computes as the H100 SXM5; itkb.uw.cz/2026/06/nvidia-h200-vs-b300-precisions-cores.html"
+)
+_RTX_4090 = "waredb.com/processor/nvidia-geforce-rtx-4090, without sparsity"
+_L40S = "NVIDIA's figures at mullet.se/product.html?product_id=355414, without sparsity"
 
 _TERA = 1e12
 _Row = tuple[float, float, float, str]
@@ -28,19 +31,13 @@ _Row = tuple[float, float, float, str]
 _ROWS: dict[str, _Row] = {
     "NVIDIA A100-SXM4-40GB": (312, 156, 19.5, _A100),
     "NVIDIA A100-SXM4-80GB": (312, 156, 19.5, _A100),
-    "NVIDIA A100-PCIE-40GB": (312, 156, 19.5, _A100),
-    "NVIDIA A100 80GB PCIe": (312, 156, 19.5, _A100),
+    "NVIDIA A100-PCIE-40GB": (312, 156, 19.5, _A100_PCIE),
+    "NVIDIA A100 80GB PCIe": (312, 156, 19.5, _A100_PCIE),
     "NVIDIA H100 80GB HBM3": (989.4, 494.7, 66.9, _H100),
-    "NVIDIA H100 PCIe": (756, 378, 51.2, _H100),
-    "NVIDIA H100 NVL": (835, 417.5, 60, _H100),
+    "NVIDIA H100 PCIe": (756.5, 378, 51, _H100_PCIE),
     "NVIDIA H200": (989.4, 494.7, 66.9, _H200),
-    "NVIDIA H200 NVL": (835, 417.5, 60, _H200),
-    "NVIDIA RTX A6000": (154.8, 77.4, 38.7, _GA102),
-    "NVIDIA GeForce RTX 3090": (71, 35.6, 35.6, _GA102),
-    "NVIDIA GeForce RTX 4090": (165.2, 82.6, 82.6, _ADA),
-    "NVIDIA RTX 6000 Ada Generation": (364.2, 182.1, 91.1, _ADA),
-    "NVIDIA L40S": (362, 183, 91.6, _L40S),
-    "NVIDIA L4": (121, 60, 30.3, _L4),
+    "NVIDIA GeForce RTX 4090": (165.15, 82.58, 82.58, _RTX_4090),
+    "NVIDIA L40S": (362.05, 183, 91.6, _L40S),
 }
 """``torch.cuda.get_device_name`` -> TFLOP/s in 16-bit types, TF32 and float32 (no tensor cores), and the source."""
 
@@ -97,7 +94,7 @@ def peak_rate(device: torch.device, precision: str, clock: Callable[[], float] =
 
 
 def known_rate(name: str, compute: Compute) -> PeakRate | None:
-    """The maker's rate of the accelerator ``name``; None if it is not in the table."""
+    """The published rate of the accelerator ``name``; None if it is not in the table."""
     if name not in _ROWS or compute == "float64":
         return None
     half, tf32, single, source = _ROWS[name]

@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.cli import SaveConfigCallback
 
+from longvid_train.data.features.index import INDEX_FILE
 from longvid_train.files import sha256_file, write_json, write_text
 
 RECORD_FILE = "run.json"
@@ -67,6 +68,7 @@ class RunRecord(SaveConfigCallback):
             "seed": settings.get("seed_everything"),
             "git_commit": git_commit(Path.cwd()),
             "manifest_sha256": manifest_hashes(settings),
+            "features_index_sha256": features_hash(settings),
             "versions": package_versions(),
             "hardware": hardware(),
             "world_size": trainer.world_size,
@@ -98,6 +100,14 @@ def manifest_hashes(settings: Any) -> dict[str, str]:
     if isinstance(settings, (str, os.PathLike)) and Path(settings).suffix == ".jsonl" and Path(settings).is_file():
         return {str(settings): sha256_file(Path(settings))}
     return {}
+
+
+def features_hash(settings: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 of the index of the features that the run reads (``data.media.features``), by the folder as written
+    there; the index lists every shard with its hash. Empty for a run that decodes."""
+    media = settings.get("data", {}).get("init_args", {}).get("media") or {}
+    folder = media.get("features")
+    return {} if folder is None else {str(folder): sha256_file(Path(folder) / INDEX_FILE)}
 
 
 def git_commit(folder: Path) -> str | None:

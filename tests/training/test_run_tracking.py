@@ -1,16 +1,21 @@
 """Metrics file, run record, loggers and the atomic export."""
 
+import fcntl
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 from longvid_train.errors import UserError
 from longvid_train.training.answers import AnswerRecord, frames_per_row, mean_scores
 from longvid_train.training.checkpoint import save_folder
 from longvid_train.training.cli import check_fresh, find_checkpoint
-from longvid_train.training.record import manifest_hashes
+from longvid_train.training.continued import changes_of_continued_run
+from longvid_train.training.record import features_hash, manifest_hashes
+from longvid_train.training.staging import staging_folder
 from longvid_train.training.tracking import MetricsFile, build_loggers, read_metrics
 
 
@@ -65,6 +70,53 @@ def test_export_is_all_or_nothing(tmp_path: Path) -> None:
     save_folder(target, Part("three"))
     assert (target / "part.txt").read_text() == "three"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    abandoned, written = (tmp_path / f".model.{name}" for name in ("killed", "busy"))
+    for folder in (abandoned / "new", written, tmp_path / ".models.other"):
+        folder.mkdir(parents=True)
+    writer = os.open(written, os.O_RDONLY)
+    fcntl.flock(writer, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(RuntimeError, match="disk full"):
+            save_folder(target, Part(""))
+        assert abandoned.exists(), "it may hold the older model: it stays until a new one is in its place"
+        save_folder(target, Part("one"))
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".model.busy", ".models.other", "model"]
+    finally:
+        os.close(writer)
+    save_folder(target, Part("two"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".models.other", "model"]
+
+
+def test_a_folder_that_is_written_is_locked(tmp_path: Path) -> None:
+    with staging_folder(tmp_path / "model") as first, staging_folder(tmp_path / "model") as second:
+        assert first != second
+        save_folder(tmp_path / "model", Part("one"))
+        assert first.is_dir() and second.is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_record_names_the_features_that_were_read(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text("{}")
+    media = {"features": str(tmp_path), "sampling": None}
+    settings = {"data": {"init_args": {"media": media}}}
+    assert features_hash(settings) == {str(tmp_path): hashlib.sha256(b"{}").hexdigest()}
+    assert features_hash({"data": {"init_args": {"media": {"features": None}}}}) == {}
+    assert features_hash({"data": {"init_args": {}}}) == {}
+
+
+def test_a_changed_length_or_seed_of_a_continued_run_is_said(tmp_path: Path) -> None:
+    before = {"trainer": {"max_steps": 100, "max_epochs": None}, "seed_everything": 7}
+    assert changes_of_continued_run(tmp_path, before) == []
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(before))
+    assert changes_of_continued_run(tmp_path, before) == []
+    longer = {"trainer": {"max_steps": 200, "max_epochs": None}, "seed_everything": 8}
+    steps, seed = changes_of_continued_run(tmp_path, longer)
+    assert steps.startswith("continuing with trainer.max_steps 200 instead of 100: the learning rate follows")
+    assert seed.startswith("continuing with seed_everything 8 instead of 7: random numbers")
 
 
 def test_a_run_is_never_overwritten_and_last_must_exist(tmp_path: Path) -> None:
