@@ -12,25 +12,14 @@ import yaml
 from safetensors.torch import load_file
 
 from longvid_train import cli
+from longvid_train.training.repetition import MEASURED_METRICS
 from longvid_train.training.tracking import read_metrics
 
 FitConfig = Callable[..., Path]
-MEASURED = {
-    "train/step_s",
-    "train/data_wait_s",
-    "train/data_wait_share",
-    "train/tokens_per_s",
-    "train/frames_per_s",
-    "train/samples_per_s",
-    "train/mfu",
-    "train/mfu_without_wait",
-    "train/peak_bytes",
-}
-"""Metrics that are measured on the machine, not computed from the data."""
 
 
 def computed(run: Path) -> list[dict[str, Any]]:
-    return [{name: value for name, value in line.items() if name not in MEASURED} for line in read_metrics(run)]
+    return [{name: value for name, value in line.items() if name not in MEASURED_METRICS} for line in read_metrics(run)]
 
 
 @pytest.mark.parametrize(
@@ -60,11 +49,16 @@ def test_the_config_in_the_run_folder_gives_the_same_run(
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
-def test_a_continued_run_leaves_a_config_of_the_whole_run_and_its_end(fit_config: FitConfig, tmp_path: Path) -> None:
+def test_a_continued_run_leaves_a_config_of_the_whole_run_and_its_end(
+    fit_config: FitConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config, run = fit_config(), tmp_path / "run"
     assert cli.main(["fit", "--config", str(config), "--trainer.max_steps", "1"]) == 0
     words = ["--ckpt_path", "last", "--trainer.max_steps", "2"]
+    capsys.readouterr()
     assert cli.main(["fit", "--config", str(config), *words]) == 0
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("longvid: continuing with ")]
+    assert said.startswith("longvid: continuing with trainer.max_steps 2 instead of 1: ")
     written = yaml.safe_load((run / "config.yaml").read_text())
     assert (written["ckpt_path"], written["trainer"]["max_steps"]) == (None, 2)
     starts = json.loads((run / "run.json").read_text())["starts"]
