@@ -2,6 +2,7 @@
 
 import math
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -42,19 +43,26 @@ class ChatClient:
         settings: EndpointSettings,
         *,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] | None = None,
     ) -> None:
         """Read the key from the environment and open the cache.
+
+        Args:
+            settings: the endpoint.
+            clock: seconds that never go back.
+            sleep: how to wait; None waits on the wall clock, and wakes at once when a run is given up.
 
         Raises:
             UserError: the environment variable of the key is not set.
         """
         self._settings = settings
-        self._clock = clock
-        self._sleep = sleep
+        self._given_up_run = threading.Event()
+        self._sleep = sleep or self._wait
         self._cache = ReplyCache(Path(settings.cache))
         self._ledger = Ledger(_prices(settings), settings.max_cost_usd)
-        self._limit = RateLimit(settings.requests_per_minute, settings.tokens_per_minute, clock=clock, sleep=sleep)
+        self._limit = RateLimit(
+            settings.requests_per_minute, settings.tokens_per_minute, clock=clock, sleep=self._sleep
+        )
         self._transport = Transport(settings.base_url, _api_key(settings.api_key_env), settings.timeout_s)
 
     def __enter__(self) -> Self:
@@ -110,24 +118,35 @@ class ChatClient:
     def run_all(self, jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
         """Run jobs that ask this client, ``concurrency`` at once, and yield what they return in their order.
 
-        Jobs are drawn as they are needed, so there may be any number of them.
+        Jobs are drawn as they are needed, so there may be any number of them. When one fails, those that wait for
+        another attempt are given up at once; requests under way are waited for, since they are paid.
 
         Raises:
             UserError: as `ask`; jobs that have not started are dropped, answers so far are in the cache.
         """
         workers = self._settings.concurrency
         under_way: deque[Future[T]] = deque()
-        with ThreadPoolExecutor(workers, thread_name_prefix="endpoint") as pool:
-            try:
-                for job in jobs:
-                    under_way.append(pool.submit(job))
-                    if len(under_way) >= _QUEUED_PER_WORKER * workers:
+        try:
+            with ThreadPoolExecutor(workers, thread_name_prefix="endpoint") as pool:
+                try:
+                    for job in jobs:
+                        under_way.append(pool.submit(job))
+                        if len(under_way) >= _QUEUED_PER_WORKER * workers:
+                            yield under_way.popleft().result()
+                    while under_way:
                         yield under_way.popleft().result()
-                while under_way:
-                    yield under_way.popleft().result()
-            finally:
-                for future in under_way:
-                    future.cancel()
+                except BaseException:
+                    self._given_up_run.set()
+                    raise
+                finally:
+                    for future in under_way:
+                        future.cancel()
+        finally:
+            self._given_up_run.clear()
+
+    def _wait(self, seconds: float) -> None:
+        if self._given_up_run.wait(seconds):
+            raise UserError("the run was given up while this request waited; run again to go on")
 
     def _reply(self, messages: Conversation) -> Reply:
         model, parameters = self._settings.model, self._settings.parameters

@@ -3,6 +3,7 @@
 import json
 import logging
 import threading
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -317,9 +318,23 @@ def test_replies_without_usage_are_counted_apart(
     assert (client.spending.uncounted, client.spending.sent, client.spending.cost_usd) == (1, 1, None)
 
 
-def test_the_request_ceiling_holds_across_threads(
-    endpoint: LocalEndpoint, tmp_path: Path, virtual_time: VirtualTime
-) -> None:
+def test_a_run_that_fails_does_not_wait_for_the_others(endpoint: LocalEndpoint, tmp_path: Path) -> None:
+    """One job fails while another waits a minute for its next attempt, which is then never sent."""
+    endpoint.misbehave.append(Misbehaviour(status=429, headers=(("Retry-After", "60"),)))
+    with ChatClient(settings_of(endpoint, tmp_path, concurrency=2)) as client:
+
+        def fail() -> None:
+            while not client.spending.retries:
+                time.sleep(0.01)
+            raise UserError("no such model")
+
+        with pytest.raises(UserError, match="no such model"):
+            list(client.run_all([fail, lambda: client.ask(QUESTION, yes_or_no)]))
+        assert client.spending.retries == {"status 429": 1} and client.spending.sent == 0
+        assert len(endpoint.requests) == 1
+
+
+def test_requests_are_held_to_the_ceiling(endpoint: LocalEndpoint, tmp_path: Path, virtual_time: VirtualTime) -> None:
     questions = [(Message("user", f"question {number}"),) for number in range(9)]
     with client_of(endpoint, tmp_path, virtual_time, concurrency=1, requests_per_minute=4) as client:
         assert len(list(client.ask_all(questions, yes_or_no))) == 9
