@@ -43,7 +43,7 @@ TYPES = (
 )
 """What field ``type`` counts (the data set's README)."""
 
-ORIGIN = Origin("activitynet_qa", "Apache-2.0; ActivityNet videos belong to their owners", "1.0")
+ORIGIN = Origin("activitynet_qa", "MIT; ActivityNet videos belong to their owners", "1.0")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from data_prep.reading.inputs import InputFile
 from data_prep.source import Origin
 from longvid_train.console import argument
 
-ORIGIN = Origin("allava", "CC-BY-NC-4.0; images keep their owners' rights", "ALLaVA-4V")
+ORIGIN = Origin("allava", "Apache-2.0 and the OpenAI terms of use; images belong to their owners", "ALLaVA-4V")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,9 +20,7 @@ from data_prep.reading.inputs import InputFile
 from data_prep.source import Origin
 from longvid_train.console import argument
 
-ORIGIN = Origin(
-    "sharegpt", "conversations shared by users of ChatGPT; OpenAI terms of use", "V3_unfiltered_cleaned_split"
-)
+ORIGIN = Origin("sharegpt", "Apache-2.0 and the OpenAI terms of use", "V3_unfiltered_cleaned_split")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
