@@ -128,6 +128,10 @@ class Scheme(Protocol):
         """
         ...
 
+    def parameter_shapes(self, heads: int, head_dim: int, *, separate: bool) -> dict[str, tuple[int, ...]]:
+        """Shape of every parameter that `fit` returns, by name; all are float32."""
+        ...
+
     def codec(self, parameters: Parameters, *, rotation: Rotation | None) -> Codec:
         """Bind parameters, as `fit` returned them."""
         ...
@@ -163,6 +167,11 @@ def check_rotation(rotation: Rotation | None, kind: str) -> Rotation:
     if rotation is None:
         raise UserError(f"{kind}: takes the rotary embedding off, and none was given; pass the model's rotation")
     return rotation
+
+
+def kinds_of(separate: bool) -> int:
+    """Sets of parameters."""
+    return KINDS if separate else 1
 
 
 def in_one_row(sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:

@@ -84,8 +84,8 @@ def rotate_numpy(x, positions, theta, scaling=1.0):
     return scaling * np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-@pytest.fixture
-def kv():
+@pytest.fixture(scope="session")
+def shared_kv():
     """Everything above in one place."""
     return SimpleNamespace(
         model=tiny_model,
@@ -94,5 +94,10 @@ def kv():
         heavy=heavy,
         sample=sample_of,
         rotate=rotate_numpy,
-        families=sorted(FAMILIES),
     )
+
+
+@pytest.fixture
+def kv(shared_kv):
+    """The same under a shorter name."""
+    return shared_kv

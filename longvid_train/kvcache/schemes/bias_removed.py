@@ -15,7 +15,15 @@ from longvid_train.kvcache.affine import AffineCodec
 from longvid_train.kvcache.clipping import SEARCHES, Search, minmax_levels
 from longvid_train.kvcache.codec import Codec, Coded, Places, by_kind, choose_kind
 from longvid_train.kvcache.rotation import Rotation
-from longvid_train.kvcache.scheme import Parameters, Sample, check_bits, check_choice, check_rotation, in_one_row
+from longvid_train.kvcache.scheme import (
+    Parameters,
+    Sample,
+    check_bits,
+    check_choice,
+    check_rotation,
+    in_one_row,
+    kinds_of,
+)
 from longvid_train.kvcache.schemes.static_channel import channel_levels, stacked_levels
 
 
@@ -106,6 +114,10 @@ class BiasRemoved:
                 else channel_levels(rest, low, high, self.bits)
             )
         return {"mean": torch.stack(means).float(), **stacked_levels(levels)}
+
+    def parameter_shapes(self, heads: int, head_dim: int, *, separate: bool) -> dict[str, tuple[int, ...]]:
+        """As `fit` returns them."""
+        return dict.fromkeys(("mean", "scale", "offset"), (kinds_of(separate), heads, head_dim))
 
     def codec(self, parameters: Parameters, *, rotation: Rotation | None) -> Codec:
         """Bind mean and levels."""

@@ -128,6 +128,10 @@ class DynamicGroups:
         """There are no parameters."""
         return {}
 
+    def parameter_shapes(self, heads: int, head_dim: int, *, separate: bool) -> dict[str, tuple[int, ...]]:
+        """As `fit` returns them."""
+        return {}
+
     def codec(self, parameters: Parameters, *, rotation: Rotation | None) -> Codec:
         """The codec of these settings."""
         if self.along == "tokens":

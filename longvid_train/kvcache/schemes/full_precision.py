@@ -44,6 +44,10 @@ class FullPrecision:
         """There are no parameters."""
         return {}
 
+    def parameter_shapes(self, heads: int, head_dim: int, *, separate: bool) -> dict[str, tuple[int, ...]]:
+        """As `fit` returns them."""
+        return {}
+
     def codec(self, parameters: Parameters, *, rotation: Rotation | None) -> Codec:
         """The codec without parameters."""
         return FullPrecisionCodec(bits=self.bits)

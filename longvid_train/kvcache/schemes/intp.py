@@ -15,7 +15,7 @@ from longvid_train.kvcache.affine import AffineCodec
 from longvid_train.kvcache.clipping import SEARCHES, Search
 from longvid_train.kvcache.codec import Codec, Coded, Places, by_kind
 from longvid_train.kvcache.rotation import Rotation
-from longvid_train.kvcache.scheme import Parameters, Sample, check_bits, check_choice
+from longvid_train.kvcache.scheme import Parameters, Sample, check_bits, check_choice, kinds_of
 
 GRID = 24
 GRID_NUMBERS = 2**17
@@ -66,7 +66,11 @@ class Intp:
         """``scale`` and ``zero``, each ``(K, 1, 1)``, and ``head_dim``."""
         fitted = [self._fit_group(group) for group in sample.groups(separate)]
         scale, zero = (torch.tensor(column, dtype=torch.float32)[:, None, None] for column in zip(*fitted, strict=True))
-        return {"scale": scale, "zero": zero, "head_dim": torch.tensor(sample.vectors.shape[-1])}
+        return {"scale": scale, "zero": zero, "head_dim": torch.tensor(float(sample.vectors.shape[-1]))}
+
+    def parameter_shapes(self, heads: int, head_dim: int, *, separate: bool) -> dict[str, tuple[int, ...]]:
+        """As `fit` returns them."""
+        return {**dict.fromkeys(("scale", "zero"), (kinds_of(separate), 1, 1)), "head_dim": ()}
 
     def codec(self, parameters: Parameters, *, rotation: Rotation | None) -> Codec:
         """Bind ``S`` and ``Z``."""

@@ -23,6 +23,7 @@ from longvid_train.kvcache.scheme import (
     check_choice,
     check_rotation,
     in_one_row,
+    kinds_of,
     out_of_row,
 )
 
@@ -142,6 +143,13 @@ class LloydMax:
         fitted = [self._fit_group(group, rotation) for group in sample.groups(separate)]
         mean, deviation, levels = (torch.stack(column).float() for column in zip(*fitted, strict=True))
         return {"mean": mean, "deviation": deviation, "levels": levels[:, None, :]}
+
+    def parameter_shapes(self, heads: int, head_dim: int, *, separate: bool) -> dict[str, tuple[int, ...]]:
+        """As `fit` returns them."""
+        return {
+            **dict.fromkeys(("mean", "deviation"), (kinds_of(separate), heads, head_dim)),
+            "levels": (kinds_of(separate), 1, 2**self.bits),
+        }
 
     def codec(self, parameters: Parameters, *, rotation: Rotation | None) -> Codec:
         """Bind mean, deviation and levels."""

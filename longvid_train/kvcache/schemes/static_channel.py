@@ -13,7 +13,7 @@ from longvid_train.kvcache.affine import AffineCodec
 from longvid_train.kvcache.clipping import SEARCHES, Search, least_squares_levels, minmax_levels
 from longvid_train.kvcache.codec import Codec
 from longvid_train.kvcache.rotation import Rotation
-from longvid_train.kvcache.scheme import Parameters, Sample, check_bits, check_choice
+from longvid_train.kvcache.scheme import Parameters, Sample, check_bits, check_choice, kinds_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,10 @@ class StaticChannel:
     def fit(self, sample: Sample, *, separate: bool, rotation: Rotation | None) -> dict[str, torch.Tensor]:
         """``scale`` and ``offset``, each ``(K, H, D)``."""
         return stacked_levels([self._fit_group(group) for group in sample.groups(separate)])
+
+    def parameter_shapes(self, heads: int, head_dim: int, *, separate: bool) -> dict[str, tuple[int, ...]]:
+        """As `fit` returns them."""
+        return dict.fromkeys(("scale", "offset"), (kinds_of(separate), heads, head_dim))
 
     def codec(self, parameters: Parameters, *, rotation: Rotation | None) -> Codec:
         """Bind ``S`` and ``m``."""
