@@ -68,8 +68,8 @@ class PlannedLlamaVid:
         if stage not in LLAMA_VID_STAGES:
             raise UserError(f"train-stage is {stage}; LLaMA-VID has {', '.join(map(str, LLAMA_VID_STAGES))}")
         report = apply_stage(self._model, LLAMA_VID_STAGES[stage])
-        cells = frames * int(self.config.use_content)
-        tokens = cells + frames * int(self.config.use_context) + text_tokens
+        cells = frames if self.config.use_content else 0
+        tokens = cells + (frames if self.config.use_context else 0) + text_tokens
         work = self._work(frames * rows, text_tokens, cells * rows, tokens, rows)
         counted = count_flops(self._model, work)
         chunk = min(FRAME_CHUNK, frames)
