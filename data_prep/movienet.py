@@ -34,7 +34,8 @@ from data_prep.command_line import run_source
 from data_prep.conversations import check_no_placeholder, read_conversation, show_medium
 from data_prep.fields import text_field
 from data_prep.media import MediaFolder
-from data_prep.movies.movienet_folder import Movie, MovieNetFolder, ReadyMovie, synopsis_path
+from data_prep.movies.movienet_folder import Movie, MovieNetFolder, synopsis_path
+from data_prep.movies.ready import ReadyMovie, ready_movie
 from data_prep.movies.story import story_segments
 from data_prep.outcome import BadRecordError, DroppedError
 from data_prep.reading.inputs import InputFile
@@ -108,7 +109,7 @@ class MovieSource:
     def convert(self, value: Any, row_id: str) -> Sequence[Sample]:
         """The rows of one movie."""
         movie = self.folder.movie(text_field(value, "imdb_id"))
-        ready = movie.ready()
+        ready = ready_movie(movie)
         return [_index_row(movie, ready, row_id)] if self.index else _description_rows(movie, ready, row_id, self.seed)
 
 
@@ -149,7 +150,7 @@ class ReleasedQaSource:
             check_no_placeholder(conversation.turns)
             return [Sample(id=row_id, conversation=conversation.turns, meta=conversation.notes)]
         movie = self.folder.movie(PurePosixPath(text_field(value, "video")).stem)
-        ready = movie.ready()
+        ready = ready_movie(movie)
         meta = {**conversation.notes, **_movie_facts(movie, ready)}
         turns = show_medium(conversation.turns, "video")
         return [Sample(id=row_id, conversation=turns, media=(_whole(ready),), meta=meta)]

@@ -15,6 +15,7 @@ from data_prep.media import MediaFolder
 from data_prep.movies.key_frame_video import write_key_frame_video
 from data_prep.movies.movienet_folder import Movie, MovieNetFolder
 from data_prep.movies.pictures import in_order, read_pictures
+from data_prep.movies.ready import ready_movie
 from data_prep.movies.shots import Shot, read_shots
 from data_prep.movies.spoken import movie_subtitles
 from data_prep.movies.story import story_segments, story_text
@@ -65,7 +66,7 @@ def movie_of(layout: MovieNetLayout, **changes: Any) -> Movie:
 
 def test_key_frames_become_a_video_with_their_own_times_and_pixels(layout: MovieNetLayout) -> None:
     layout.movie("tt0000001")
-    ready = movie_of(layout).ready()
+    ready = ready_movie(movie_of(layout))
     clip = read_clip(layout.root / ready.video, ALL)
     expected_s = [(frame - KEY_FRAMES[0]) / 24 for frame in KEY_FRAMES]
     assert clip.timestamps_s == pytest.approx(expected_s, abs=1 / 90_000)
@@ -103,7 +104,7 @@ def test_any_frame_is_found_at_its_time(tmp_path_factory: pytest.TempPathFactory
 def test_subtitles_stand_behind_the_frames_they_were_spoken_over(layout: MovieNetLayout) -> None:
     """'Hello there' is said from 0.4 s on: the first key frame, at 0.5 s of the movie, is 0 s of the video."""
     layout.movie("tt0000001")
-    ready = movie_of(layout).ready()
+    ready = ready_movie(movie_of(layout))
     assert ready.subtitles is not None
     lines = read_subtitles(layout.root / ready.subtitles)
     assert lines == [Subtitle(0.0, 0.7, "Hello there"), Subtitle(2.5, 4.5, "Who is it?")]
@@ -115,7 +116,7 @@ def test_subtitles_stand_behind_the_frames_they_were_spoken_over(layout: MovieNe
 def test_the_running_time_gives_the_rate_where_no_segment_does(layout: MovieNetLayout) -> None:
     layout.movie("tt0000001", annotation={"story": []}, meta={**META, "version": [{"runtime": "1 min"}]})
     layout.shots("tt0000001", [*SHOTS[:2], (51, 1499, (98, 145, 192))])
-    ready = movie_of(layout).ready()
+    ready = ready_movie(movie_of(layout))
     assert ready.facts == {"frames": 8, "fps": 25.0, "fps_from": "runtime"}
     assert ready.duration_s == pytest.approx(60 - 12 / 25)
 
@@ -146,13 +147,13 @@ def test_a_rate_that_cannot_be_is_refused(meta: dict[str, Any], message: str) ->
 
 def test_what_was_made_is_kept_until_a_file_changes(layout: MovieNetLayout) -> None:
     layout.movie("tt0000001")
-    first = movie_of(layout).ready()
+    first = ready_movie(movie_of(layout))
     video = layout.root / first.video
     before = video.stat().st_mtime_ns
-    assert movie_of(layout).ready() == first
+    assert ready_movie(movie_of(layout)) == first
     assert video.stat().st_mtime_ns == before
     layout.write("subtitle", "tt0000001.srt", srt_text([Subtitle(1.0, 2.0, "changed")]))
-    movie_of(layout).ready()
+    ready_movie(movie_of(layout))
     assert video.stat().st_mtime_ns != before
     assert [line.text for line in read_subtitles(layout.made / "tt0000001.srt")] == ["changed"]
 
@@ -163,7 +164,7 @@ def test_a_folder_of_pictures_serves_as_well_as_an_archive(layout: MovieNetLayou
         archive.extractall(layout.key_frames, filter="data")
     (layout.key_frames / "tt0000001.tar").unlink()
     (layout.key_frames / "tt0000001" / "notes.txt").write_text("not a key frame")
-    assert movie_of(layout).ready().facts["frames"] == 8
+    assert ready_movie(movie_of(layout)).facts["frames"] == 8
 
 
 def test_a_movie_file_is_shown_itself_with_subtitles_in_its_time(layout: MovieNetLayout) -> None:
@@ -171,10 +172,14 @@ def test_a_movie_file_is_shown_itself_with_subtitles_in_its_time(layout: MovieNe
     frames = (np.full((16, 16, 3), 40 + number, np.uint8) for number in range(50))
     write_mp4(layout.root / "movies" / "tt0000001.mp4", frames, fps=Fraction(5))
     videos = MediaFolder.open(layout.root / "movies", layout.root / "movies.jsonl", "video")
-    ready = movie_of(layout, key_frames=None, videos=videos).ready()
+    ready = ready_movie(movie_of(layout, key_frames=None, videos=videos))
     assert (ready.video, ready.origin_s) == ("movies/tt0000001.mp4", 0.0)
     assert ready.duration_s == pytest.approx(10.0)
-    assert [line.start_s for line in read_subtitles(layout.made / "tt0000001.srt")] == [0.1, 0.4, 3.0]
+    subtitles = layout.made / "tt0000001.srt"
+    assert [line.start_s for line in read_subtitles(subtitles)] == [0.1, 0.4, 3.0]
+    before = subtitles.stat().st_mtime_ns
+    assert ready_movie(movie_of(layout, key_frames=None, videos=videos)) == ready
+    assert subtitles.stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize(
@@ -215,7 +220,7 @@ def test_pictures_that_do_not_match_the_shots_are_named(layout: MovieNetLayout) 
     pictures["shot_0003_img_0.jpg"] = pictures["shot_0000_img_0.jpg"]
     layout.tar("tt0000001", pictures)
     with pytest.raises(BadRecordError) as caught:
-        movie_of(layout).ready()
+        ready_movie(movie_of(layout))
     assert caught.value.detail == ("tt0000001: 1 missing (shot_0001_img_2); 1 not in the shot file (shot_0003_img_0)")
     assert not list(layout.made.iterdir())
 
@@ -235,7 +240,7 @@ def test_broken_key_frames_are_named_and_leave_nothing(layout: MovieNetLayout, d
     if damage == "cut archive":
         archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
     with pytest.raises(BadRecordError) as caught:
-        movie_of(layout).ready()
+        ready_movie(movie_of(layout))
     assert "tt0000001" in caught.value.detail
     if damage in ("cut picture", "text"):
         assert "key frame 6" in caught.value.detail
@@ -257,14 +262,14 @@ def test_a_missing_file_is_a_missing_medium(layout: MovieNetLayout, kind: str) -
     [path] = (layout.files / kind).iterdir()
     path.unlink()
     with pytest.raises(MissingMediaError) as caught:
-        movie_of(layout).ready()
+        ready_movie(movie_of(layout))
     assert caught.value.detail == str(path)
 
 
 def test_movies_without_subtitles_are_shown_if_the_user_says_so(layout: MovieNetLayout) -> None:
     layout.movie("tt0000001")
     (layout.files / "subtitle" / "tt0000001.srt").unlink()
-    assert movie_of(layout, require_subtitles=False).ready().subtitles is None
+    assert ready_movie(movie_of(layout, require_subtitles=False)).subtitles is None
 
 
 @pytest.mark.parametrize(
@@ -325,12 +330,12 @@ def test_a_broken_meta_file_is_named(layout: MovieNetLayout, text: str | bytes) 
     layout.movie("tt0000001")
     path = layout.write("meta", "tt0000001.json", text)
     with pytest.raises(BadRecordError) as caught:
-        movie_of(layout).ready()
+        ready_movie(movie_of(layout))
     assert caught.value.detail.startswith(str(path))
 
 
 def test_made_facts_are_json(layout: MovieNetLayout) -> None:
     layout.movie("tt0000001")
-    movie_of(layout).ready()
+    ready_movie(movie_of(layout))
     facts = json.loads((layout.made / "tt0000001.json").read_text())["facts"]
     assert facts == {"frames": 8, "fps": 24.0, "fps_from": "annotation", "origin_s": 0.5, "duration_s": 9.5}
