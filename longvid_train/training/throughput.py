@@ -111,7 +111,8 @@ def speed_metrics(
 
     Args:
         counts: of the step over all ranks: ``samples``, ``tokens``, ``frames``, ``slots`` (tokens and padding) and the
-            FLOPs of each of ``longvid_train.training.flops.PARTS``.
+            FLOPs of each of ``longvid_train.training.flops.PARTS``, all 0 where a training does not count them: no
+            metric of FLOPs is made then.
         step_s: seconds, the wait included.
         wait_s: seconds waiting for the loader.
         peak_flops_per_s: of all ranks together; None leaves the utilisation out.
@@ -126,10 +127,10 @@ def speed_metrics(
         "frames_per_s": counts["frames"] / step_s,
         "samples_per_s": counts["samples"] / step_s,
         "padding_share": 1 - counts["tokens"] / counts["slots"],
-        "flops": flops,
-        **{f"flops/{part}": counts[part] for part in PARTS if counts[part]},
     }
-    if peak_flops_per_s is not None:
+    if flops:
+        metrics |= {"flops": flops, **{f"flops/{part}": counts[part] for part in PARTS if counts[part]}}
+    if flops and peak_flops_per_s is not None:
         metrics["mfu"] = flops / (step_s * peak_flops_per_s)
         metrics["mfu_without_wait"] = flops / (max(step_s - wait_s, 1e-9) * peak_flops_per_s)
     return metrics

@@ -18,32 +18,12 @@ from longvid_train.commands.init import NANO_PARTS
 from longvid_train.models.llama_vid import LlamaVidForConditionalGeneration, LlamaVidProcessor
 from longvid_train.models.llama_vid.sizes import published_config
 from longvid_train.training.base import check_strategy
-from longvid_train.training.cli import RunCLI
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "configs" / "llama_vid"
 CONFIGS = sorted(path for size in ("7b", "13b") for path in (FOLDER / size).glob("*.yaml"))
 RECIPES = sorted((FOLDER / "paper").glob("*.yaml"))
 STAGE, VARIANT = re.compile(r"stage(\d)"), re.compile(r"stage\d_(\w+)")
-
-
-class Parser(RunCLI):
-    """`longvid fit` up to its parser, which the tests share: building it costs seconds."""
-
-    def parse_arguments(self, parser, args):
-        raise BuiltError(parser)
-
-
-class BuiltError(Exception):
-    """Carries the parser out of the constructor."""
-
-
-@pytest.fixture(scope="module")
-def parser():
-    try:
-        Parser("fit", [])
-    except BuiltError as built:
-        return built.args[0]
 
 
 def header(path):
