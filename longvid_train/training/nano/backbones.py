@@ -61,7 +61,7 @@ RECIPES: dict[tuple[str, str], StageRecipe] = {
     ),
     ("onevision", "align"): StageRecipe(
         clips=ClipRecipe(
-            steps=900,
+            steps=600,
             clips=16,
             fewest_frames=8,
             first_most_frames=8,
@@ -75,7 +75,7 @@ RECIPES: dict[tuple[str, str], StageRecipe] = {
     ),
     ("onevision", "couple"): StageRecipe(
         clips=ClipRecipe(
-            steps=550,
+            steps=420,
             clips=24,
             fewest_frames=2,
             first_most_frames=8,
@@ -115,7 +115,7 @@ RECIPES: dict[tuple[str, str], StageRecipe] = {
     ),
     ("video_llava", "couple"): StageRecipe(
         clips=ClipRecipe(
-            steps=550,
+            steps=450,
             clips=24,
             fewest_frames=8,
             first_most_frames=8,
