@@ -112,6 +112,12 @@ def any_model(request):
     return KINDS[request.param]()
 
 
+@pytest.fixture(scope="session")
+def llama_vid_kinds():
+    """Builders of tiny random LLaMA-VIDs by kind, for tests that build one once."""
+    return KINDS
+
+
 @pytest.fixture
 def model():
     return KINDS["eva-qformer"]()
