@@ -103,8 +103,11 @@ def manifest_hashes(settings: Any) -> dict[str, str]:
 
 
 def features_hash(settings: dict[str, Any]) -> dict[str, str]:
-    """SHA-256 of the index of the features that the run reads (``data.media.features``), by the folder as written
-    there; the index lists every shard with its hash. Empty for a run that decodes."""
+    """SHA-256 of the index of the features that the run reads (``data.media.features``), by the folder as written.
+
+    The index names every shard by the hash of its header, which holds its frames' checksums. Empty for a run that
+    decodes.
+    """
     media = settings.get("data", {}).get("init_args", {}).get("media") or {}
     folder = media.get("features")
     return {} if folder is None else {str(folder): sha256_file(Path(folder) / INDEX_FILE)}
