@@ -43,6 +43,9 @@ from longvid_train.errors import UserError, nearest
 from longvid_train.files import write_json
 
 ORIGIN = Origin(source="long_videoqa", license="", version="1")
+TOLD_EVERY = 50
+"""Tasks between two lines about how far the teacher is and what it has cost."""
+
 DEFAULT_CHARACTERS = 200_000
 """About 50,000 tokens of English: most scripts in one piece."""
 
@@ -120,7 +123,10 @@ class TaughtSource:
         with ChatClient(self.teacher) as client:
             try:
                 jobs = (partial(self._taught, client, manifest, sample, name) for _, sample, name in records)
-                for (line, sample, name), taught in zip(records, client.run_all(jobs), strict=True):
+                replies = zip(records, client.run_all(jobs), strict=True)
+                for number, ((line, sample, name), taught) in enumerate(replies, start=1):
+                    if number % TOLD_EVERY == 0:
+                        print(f"{number} of {len(records)} tasks; {self._told(client.spending)}", file=sys.stderr)
                     yield Item(
                         file=str(self.movies), line=line, value={"movie": sample, "task": name, "taught": taught}
                     )
@@ -180,12 +186,15 @@ class TaughtSource:
         return replace(medium, path=_relative(start / medium.path, home), subtitles=subtitles)
 
     def _report(self, spending: Spending) -> None:
+        print(self._told(spending), file=sys.stderr)
+        write_json(beside(self.shard.path(self.out), "teacher.json"), spending.as_json())
+
+    def _told(self, spending: Spending) -> str:
         cost = "" if spending.cost_usd is None else f", {spending.cost_usd:.4f} USD"
         tokens = f"{spending.prompt_tokens} + {spending.completion_tokens} tokens"
         failed = f", {sum(spending.failures.values())} failed" if spending.failures else ""
-        told = f"{spending.sent} replies ({tokens}{cost}), {spending.from_cache} from the cache{failed}"
-        print(f"teacher {self.teacher.model}: {told}", file=sys.stderr)
-        write_json(beside(self.shard.path(self.out), "teacher.json"), spending.as_json())
+        replies = f"{spending.sent} replies ({tokens}{cost}), {spending.from_cache} from the cache{failed}"
+        return f"teacher {self.teacher.model}: {replies}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from data_prep import long_videoqa
 from data_prep.command_line import run_source, run_tool
 from data_prep.long_videoqa import SUMMARY_QUESTIONS
 from longvid_train.data.manifest import ManifestRules, Sample, read_manifest
@@ -143,6 +144,15 @@ def test_the_cost_is_printed_and_written(
     assert "teacher teacher: 10 replies (100 + 20 tokens, 0.0004 USD), 0 from the cache" in capsys.readouterr().err
     spending = json.loads((out.parent / "qa.teacher.json").read_text())
     assert spending["cost_usd"] == pytest.approx((100 * 2.5 + 20 * 10) / 1e6) and spending["answers"] == 10
+
+
+def test_a_long_run_tells_how_far_it_is(
+    prepare: Callable[..., tuple[int, Path]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(long_videoqa, "TOLD_EVERY", 5)
+    prepare("--teacher-concurrency", "1")
+    lines = [line for line in capsys.readouterr().err.splitlines() if "of 12 tasks" in line]
+    assert [line.split(" of ")[0] for line in lines] == ["5", "10"]
 
 
 def test_a_task_without_usable_reply_is_counted_and_named(
