@@ -130,7 +130,9 @@ class LlamaVidPrompting(Prompting):
         """The plan of a video; an image, and any medium of an adaptation without a plan, is shown as in training."""
         if self._grid is None or layout.type == "image":
             return None
-        return self.adaptation.plan_frames(layout.frame_count, self._grid)
+        plan = self.adaptation.plan_frames(layout.frame_count, self._grid)
+        _runs(plan)  # raises where the head cannot make the cells
+        return plan
 
     def skeleton(self) -> nn.Module:
         """See `Prompting.skeleton`."""
