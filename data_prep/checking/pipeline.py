@@ -157,10 +157,11 @@ class _Run:
         summary = ManifestSummary(path, 0, Tally(), None, [])
         pieces = list(chunks(Path(path)))
         summary.size_bytes = pieces[-1].end if pieces else 0
-        compares_media = self.options.rules.check_files or len(self.manifests) > 1
+        several = len(self.manifests) > 1
+        compares_media = self.options.rules.check_files or several
         first_line = 1
         facts: ChunkFacts
-        for facts in self._over(read_chunk, pieces, f"rows of {path}", rules=self.options.rules):
+        for facts in self._over(read_chunk, pieces, f"rows of {path}", rules=self.options.rules, questions=several):
             for line, message in facts.broken:
                 self.findings.add("row", path, first_line + line - 1, message)
             self.repeated.add(number, first_line, facts)

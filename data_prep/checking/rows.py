@@ -19,6 +19,8 @@ CARDS = 12
 _ORIGINS = 50
 """Different sources, licences and versions that are told apart; the others are counted together."""
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
+
 
 class Chunk(NamedTuple):
     """The lines of a manifest that start at byte ``start`` or later, and before ``end``."""
@@ -166,10 +168,10 @@ def lines_of(chunk: Chunk) -> Iterator[Line]:
             yield Line(number, raw)
 
 
-def read_chunk(chunk: Chunk, rules: ManifestRules) -> ChunkFacts:
-    """Check the rows of a chunk against the format; files are not looked at."""
+def read_chunk(chunk: Chunk, rules: ManifestRules, *, questions: bool = True) -> ChunkFacts:
+    """Check the rows of a chunk against the format; files are not looked at. Without ``questions`` none are noted."""
     facts = ChunkFacts()
-    folder = Path(chunk.path).parent.absolute()
+    folder = str(Path(chunk.path).parent.absolute())
     for number, raw in lines_of(chunk):
         facts.lines = number
         if not raw.strip():
@@ -179,8 +181,8 @@ def read_chunk(chunk: Chunk, rules: ManifestRules) -> ChunkFacts:
         except RowError as error:
             facts.broken.append((number, str(error)))
             continue
-        _note(facts, number, sample, folder)
-        facts.cards.append(Card(digest_of(sample.id), number, raw))
+        _note(facts, number, sample, folder, questions)
+        facts.cards.append(Card(_digest(sample.id.encode("utf-8")), number, raw))
         if len(facts.cards) > 4 * CARDS:
             facts.cards = chosen(facts.cards)
     facts.cards = chosen(facts.cards)
@@ -200,8 +202,7 @@ def modality(sample: Sample) -> str:
 
 def digest_of(value: object) -> str:
     """128 bits of BLAKE2b of a value of strings, numbers and lists, as text."""
-    raw = json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode("ascii")
-    return hashlib.blake2b(raw, digest_size=16).hexdigest()
+    return _digest(_ENCODER.encode(value).encode("ascii"))
 
 
 def three_digits(value: int) -> int:
@@ -209,25 +210,29 @@ def three_digits(value: int) -> int:
     return int(float(f"{value:.2e}"))
 
 
-def _note(facts: ChunkFacts, line: int, sample: Sample, folder: Path) -> None:
+def _digest(raw: bytes) -> str:
+    return hashlib.blake2b(raw, digest_size=16).hexdigest()
+
+
+def _note(facts: ChunkFacts, line: int, sample: Sample, folder: str, questions: bool) -> None:
     shown = [_shown(medium, folder) for medium in sample.media]
     facts.ids.append((line, sample.id))
     facts.conversations.append((line, digest_of([shown, [turn.text for turn in sample.conversation]])))
-    asked = [turn.text for turn in sample.conversation if turn.role == "user"]
+    asked = [turn.text for turn in sample.conversation if turn.role == "user"] if questions else []
     # A text-only follow-up ("Why?") says nothing without what was said before it.
     for text in asked if shown else asked[:1]:
         facts.questions.append((line, digest_of([shown, _normal(text)])))
     for medium, (path, *_) in zip(sample.media, shown, strict=True):
         facts.media.setdefault(MediumUse(path, medium.type), line)
         if medium.subtitles is not None:
-            facts.subtitles.setdefault(str(folder / medium.subtitles), line)
+            facts.subtitles.setdefault(str(Path(folder, medium.subtitles)), line)
         if medium.start_s or medium.end_s is not None:
             facts.windows.setdefault(Window(path, medium.start_s, medium.end_s), line)
     facts.tally.add_row(sample)
 
 
-def _shown(medium: Media, folder: Path) -> tuple[str, float, float | None]:
-    return str(folder / medium.path), medium.start_s, medium.end_s
+def _shown(medium: Media, folder: str) -> tuple[str, float, float | None]:
+    return str(Path(folder, medium.path)), medium.start_s, medium.end_s
 
 
 def _normal(text: str) -> str:

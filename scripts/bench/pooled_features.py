@@ -12,13 +12,12 @@ bootstrap interval. ``bytes`` are those of the shards, divided by their frames.
 
 import argparse
 import itertools
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 
 import torch
 
+from longvid_train import cli
 from longvid_train.data.conversation import ConversationOptions
 from longvid_train.data.datamodule import ManifestDataModule
 from longvid_train.data.features.index import read_index
@@ -46,7 +45,8 @@ def make_features(storage: str, model: Path, manifest: Path, folder: Path) -> Pa
     out = folder / f"{dtype}-{patches.replace(':', '')}"
     words = ["predict", "--config", CONFIG, "--run_dir", str(out), "--model.model", str(model)]
     words += ["--data.manifests", str(manifest), "--data.storage.dtype", dtype, "--data.storage.patches", patches]
-    subprocess.run([sys.executable, "-m", "longvid_train.cli", *words], check=True, stdout=subprocess.DEVNULL)
+    if cli.main(words):
+        raise SystemExit(f"longvid {' '.join(words)} failed")
     return out
 
 
