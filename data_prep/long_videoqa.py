@@ -9,7 +9,7 @@ so many tasks of movies without a usable reply. What it cost is printed, and wri
 
 examples:
   export OPENAI_API_KEY=...
-  python -m data_prep.long_videoqa --movies data/movienet/movies.jsonl --out data/movienet/long_videoqa.jsonl \
+  python -m data_prep.long_videoqa --movies data/movienet/movies.jsonl --out data/movienet/manifest.jsonl \
       --teacher-base-url https://api.openai.com/v1 --teacher-model gpt-4o --teacher-cache teacher_cache \
       --teacher-requests-per-minute 60 --teacher-usd-per-million-prompt-tokens 2.5 \
       --teacher-usd-per-million-completion-tokens 10 --teacher-max-cost-usd 50

@@ -6,8 +6,8 @@ text is from). A record without an id is named by a digest of its text.
 
 example:
   python -m data_prep.longalpaca --annotations LongAlpaca-12k.json --min-characters 10000 \
-      --out data/longalpaca/manifest.jsonl
-  python -m data_prep.sample data/longalpaca/manifest.jsonl --rows 6000 --out data/longalpaca/6k.jsonl
+      --out data/longalpaca/all.jsonl
+  python -m data_prep.sample data/longalpaca/all.jsonl --rows 6000 --out data/longalpaca/manifest.jsonl
 """
 
 import argparse
