@@ -13,6 +13,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from data_prep.counts import KINDS, Counts
 from data_prep.preparation import LEFT_OUT_SUFFIX, Prepared, RunOptions, prepare
+from data_prep.probing import Probed
 from data_prep.receipt import beside, receipt_path
 from data_prep.shard import Shard
 from longvid_train.console import OneLineParser, argument, exit_status
@@ -75,6 +76,7 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LIMIT|all",
         help="leave out at most so many records whose media are not there (0)",
     )
+    add("--probe", action="store_true", help="open every image and video; one that cannot be read is a broken record")
     add("--overwrite", action="store_true", help="replace a manifest that was made with other settings")
     add("--json", action="store_true", help="print the summary as one JSON object")
 
@@ -108,6 +110,8 @@ def _run(module: ModuleType, parser: argparse.ArgumentParser, words: Sequence[st
         overwrite=arguments.overwrite,
     )
     source = module.make_source(arguments)
+    if arguments.probe:
+        source = Probed(source, arguments.out.absolute().parent)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

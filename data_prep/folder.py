@@ -33,7 +33,7 @@ from data_prep.speech import require_speech_to_text, write_transcript
 from longvid_train.console import argument
 from longvid_train.data.manifest import Sample
 from longvid_train.errors import UserError
-from longvid_train.video import probe, read_subtitles
+from longvid_train.video import read_subtitles
 
 COLUMNS = ("video", "question", "answer")
 SUBTITLE_SUFFIXES = (".srt", ".vtt")
@@ -65,7 +65,6 @@ class VideoFolder:
         question: asked about every video, for rows ``"question"``.
         seed: of the choice of instructions, for rows ``"captions"``.
         language: of subtitles named NAME.LANGUAGE.srt, and of the speech.
-        probed: whether every video is opened, and its duration noted.
         speech: how missing subtitles are made; None: they stay missing.
     """
 
@@ -77,7 +76,6 @@ class VideoFolder:
     question: str = ""
     seed: int = 0
     language: str | None = None
-    probed: bool = False
     speech: SpeechSettings | None = None
 
     def inputs(self) -> Sequence[InputFile]:
@@ -93,7 +91,6 @@ class VideoFolder:
             "question": self.question,
             "seed": self.seed,
             "language": self.language,
-            "probed": self.probed,
             "speech": self.speech and [self.speech.model, self.speech.transcripts.prefix],
         }
 
@@ -117,8 +114,6 @@ class VideoFolder:
         meta: dict[str, Any] = {"kind": "caption" if self.rows == "captions" else "open"}
         if answer is not None:
             meta["answer"] = answer
-        if self.probed:
-            meta["duration_s"] = round(self._duration_s(name), 3)
         return [
             open_question(
                 row_id=row_id, video=path, question=question, answer=answer, meta=meta, subtitles=self._subtitles(name)
@@ -143,12 +138,6 @@ class VideoFolder:
         if not caption:
             raise BadRecordError("the caption file is empty", str(path))
         return caption
-
-    def _duration_s(self, name: str) -> float:
-        try:
-            return probe(self.videos.folder / name, isolated=True).duration_s
-        except UserError as error:
-            raise BadRecordError("the video cannot be read", str(error)) from error
 
     def _subtitles(self, name: str) -> str | None:
         stem = PurePosixPath(name).with_suffix("").as_posix()
@@ -209,7 +198,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data-version", default="1", help="version of the data set (1)")
     add("--seed", type=argument(natural), default=0, help="of the choice of instructions for --captions (0)")
     add("--language", metavar="CODE", help="prefer subtitles NAME.CODE.srt; language of the speech")
-    add("--probe", action="store_true", help="open every video in a separate process and note its duration")
     add("--speech-to-text", metavar="MODEL", help="make missing subtitles, e.g. with model small")
     add("--transcripts", type=Path, metavar="FOLDER", help="where --speech-to-text writes (OUT's folder/transcripts)")
 
@@ -234,7 +222,6 @@ def make_source(arguments: argparse.Namespace) -> VideoFolder:
         question=arguments.question or "",
         seed=arguments.seed,
         language=arguments.language,
-        probed=arguments.probe,
     )
     if arguments.speech_to_text is None:
         return folder

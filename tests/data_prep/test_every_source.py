@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from data_prep.command_line import run_source
+from data_prep.command_line import run_source, run_tool
 from data_prep.counts import Counts
 from data_prep.merge import merge
 from data_prep.preparation import RunOptions, prepare
-from data_prep.registry import SOURCES
+from data_prep.registry import SOURCES, TOOLS
 from data_prep.shard import Shard
 from data_prep.source import Source
 from longvid_train.data.manifest import Manifest, ManifestRules, read_manifest
@@ -256,3 +256,45 @@ def test_archives_are_read_in_place(source: str, layout: Layout, tmp_path: Path)
     arguments = [member if word == str(layout.annotations) else word for word in layout.arguments]
     assert run(source, replace(layout, arguments=arguments), zipped) == 0
     assert zipped.read_bytes() == plain.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"), [("llava_pretrain", "image"), ("webvid", "video"), ("nextqa", "video")], indirect=["source"]
+)
+def test_probing_refuses_media_that_are_none(
+    source: str, kind: str, layout: Layout, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "data" / "out.jsonl"
+    assert run(source, layout, out, "--probe") == 2  # the layouts' media are a few letters
+    error = capsys.readouterr().err
+    assert f"the {kind} cannot be read" in error and f"{layout.annotations}:" in error
+    assert not out.exists()
+
+
+def test_probing_opens_images(layouts: dict[str, Any], tmp_path: Path) -> None:
+    from PIL import Image
+
+    layout = layouts["allava"](tmp_path)
+    for path in (tmp_path / "allava_laion" / "images").iterdir():
+        Image.new("RGB", (4, 4)).save(path)
+    layout.medium.write_bytes(layout.medium.read_bytes()[:60])
+    assert run("allava", layout, tmp_path / "out.jsonl", "--probe", "--skip-bad", "1") == 0
+    assert len(rows_of(tmp_path / "out.jsonl")) == layout.rows - 1
+
+
+@pytest.mark.parametrize("tool", sorted(TOOLS))
+def test_help_of_every_tool_shows_an_example(tool: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        run_tool(tool, ["--help"])
+    assert end.value.code == 0 and f"python -m data_prep.{tool} " in capsys.readouterr().out
+
+
+def test_the_list_names_every_module(capsys: pytest.CaptureFixture[str]) -> None:
+    from data_prep.__main__ import main
+
+    assert main() == 0
+    listed = capsys.readouterr().out
+    assert all(f"  {name} " in listed for name in (*SOURCES, *TOOLS))
+    folder = Path(__file__).parents[2] / "data_prep"
+    runnable = {path.stem for path in folder.glob("*.py") if 'if __name__ == "__main__"' in path.read_text()}
+    assert runnable == {*SOURCES, *TOOLS, "__main__"}
