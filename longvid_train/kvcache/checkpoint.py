@@ -1,7 +1,7 @@
 """The quantizer checkpoint: ``kv_quant.safetensors`` with the parameters, ``kv_quant_config.json`` with all the rest.
 
-Reading is strict: a field that is missing, unknown or of the wrong type is refused, as are a tensor too many or too few,
-tensors of another shape or other bytes than the config says, another model and another rotation. A folder is
+Reading is strict: a field that is missing, unknown or of the wrong type is refused, as are a tensor too many or too
+few, tensors of another shape or other bytes than the config says, another model and another rotation. A folder is
 written whole or not at all.
 """
 

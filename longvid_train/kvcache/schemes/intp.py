@@ -17,8 +17,8 @@ from longvid_train.kvcache.codec import Codec, Coded, Places, by_kind
 from longvid_train.kvcache.rotation import Rotation
 from longvid_train.kvcache.scheme import Parameters, Sample, check_bits, check_choice, kinds_of
 
-GRID = 24
-GRID_NUMBERS = 2**17
+GRID = 16
+GRID_NUMBERS = 2**16
 """Numbers of the sample, evenly spaced, that the grid search looks at."""
 
 
