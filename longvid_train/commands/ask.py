@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
     from longvid_train.generate.loading import read_prompting
     from longvid_train.generate.media import ReadOptions, check_frame_counts
     from longvid_train.generate.options import GenerationOptions
-    from longvid_train.models.llama_vid.adapted import read_llama_vid_adapter
+    from longvid_train.models.backbones.adapted import read_any_adapter
     from longvid_train.models.prefill import PREFILL_CHUNK
 
     transformers.utils.logging.set_verbosity_error()
@@ -120,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
     resolve_dtype(arguments.dtype)
     read = ReadOptions(reader=arguments.reader, isolated=not arguments.no_isolate, limits=limits)
     adaptation = None if arguments.adaptation is None else load_adaptation(arguments.adaptation)
-    adapter = None if arguments.adapter is None else read_llama_vid_adapter(arguments.adapter)
+    adapter = None if arguments.adapter is None else read_any_adapter(arguments.adapter)
     given = None if arguments.model is None else Path(arguments.model)
     source = arguments.model if adapter is None else adapter.base_folder(given)
     prompting = read_prompting(

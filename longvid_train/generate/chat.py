@@ -42,6 +42,7 @@ from longvid_train.generate.options import GenerationOptions
 from longvid_train.generate.prompting import Prompting, first_question, next_question
 from longvid_train.generate.streaming import OnText
 from longvid_train.models.adapter import Adapter
+from longvid_train.models.backbones.adapted import BackboneAdapter
 from longvid_train.rope.scale import TokenCounts, extent_of
 from longvid_train.video import Sampling
 
@@ -102,7 +103,7 @@ class VideoChat:
         source: str | Path,
         *,
         adaptation: Adaptation | None = None,
-        adapter: Adapter | None = None,
+        adapter: Adapter | BackboneAdapter | None = None,
         prompting: Prompting | None = None,
         template: str | None = None,
         prompt: str | None = None,
@@ -115,7 +116,8 @@ class VideoChat:
         Args:
             source: a folder written by ``save_pretrained``, or for a backbone a hub id (``str``).
             adaptation: how videos are shown and how the window is extended; default: the model as it is.
-            adapter: trained on that checkpoint, from ``read_llama_vid_adapter``; its processor and window are used.
+            adapter: trained on that checkpoint, from ``read_any_adapter``; its window is used, and a LLaMA-VID's
+                processor or a backbone's adaptation.
             prompting: already read from the source; then what it was read with is not used.
             template: see ``read_prompting``.
             prompt: see ``read_prompting``.

@@ -14,6 +14,7 @@ from longvid_train.generate.llama_vid_engine import LlamaVidEngine
 from longvid_train.generate.llama_vid_prompting import LlamaVidPrompting
 from longvid_train.generate.prompting import Prompting
 from longvid_train.models.adapter import Adapter
+from longvid_train.models.backbones.adapted import BackboneAdapter, load_adapted_backbone
 from longvid_train.models.backbones.llama_vid import LlamaVid
 from longvid_train.models.backbones.load import load_backbone, read_config
 from longvid_train.models.llama_vid.adapted import load_adapted
@@ -24,7 +25,7 @@ def read_prompting(
     source: str | Path,
     *,
     adaptation: Adaptation | None = None,
-    adapter: Adapter | None = None,
+    adapter: Adapter | BackboneAdapter | None = None,
     template: str | None = None,
     prompt: str | None = None,
 ) -> Prompting:
@@ -32,17 +33,18 @@ def read_prompting(
 
     Args:
         source: a folder, or a hub id (``str``).
-        adaptation: default: the model as it is.
+        adaptation: default: that of the adapter's training, else the model as it is.
         adapter: trained on the checkpoint.
         template: of a LLaMA-VID: name of a chat template; default: the one it was trained with.
         prompt: of a backbone: instead of its chat template; holds its placeholder and ``{question}`` once each.
 
     Raises:
         UserError: no such checkpoint, another architecture, a missing file, an option that this architecture does not
-            have, or an adaptation that is for other models or does not fit.
+            have, or an adaptation that is for other models, does not fit or is not that of the adapter's training.
     """
     kind, _ = read_config(source)
     if issubclass(kind, LlamaVid):
+        assert not isinstance(adapter, BackboneAdapter), "an adapter of another architecture has another base model"
         if prompt is not None:
             raise UserError("--prompt has no effect: a LLaMA-VID has templates; choose one with --template")
         chosen = None if template is None else template_by_name(template)
@@ -52,6 +54,10 @@ def read_prompting(
             f"--template {template} has no effect: {source} brings its own chat template; to ask in other words, give "
             "--prompt"
         )
+    if isinstance(adapter, BackboneAdapter):
+        if adaptation is not None:
+            adapter.check_adaptation(adaptation, "--adaptation")
+        adaptation = adapter.adaptation
     return BackbonePrompting.from_source(source, adaptation=adaptation, prompt=prompt)
 
 
@@ -59,7 +65,7 @@ def load_engine(
     source: str | Path,
     prompting: Prompting,
     *,
-    adapter: Adapter | None = None,
+    adapter: Adapter | BackboneAdapter | None = None,
     device: torch.device,
     dtype: torch.dtype | str = "auto",
     options: EngineOptions = EngineOptions(),  # noqa: B008 - frozen
@@ -78,8 +84,12 @@ def load_engine(
         UserError: weights that do not fit.
     """
     if isinstance(prompting, BackbonePrompting):
-        backbone = load_backbone(source, dtype=dtype)
+        if isinstance(adapter, BackboneAdapter):
+            backbone = load_adapted_backbone(source, adapter, dtype=dtype)
+        else:
+            backbone = load_backbone(source, dtype=dtype)
         backbone.model.to(device)
         return BackboneEngine(backbone, prompting, options)
+    assert not isinstance(adapter, BackboneAdapter), "an adapter of another architecture has another base model"
     model = load_llama_vid(source, dtype=dtype) if adapter is None else load_adapted(source, adapter, dtype=dtype)
     return LlamaVidEngine(model.to(device), prompting, options)

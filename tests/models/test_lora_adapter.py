@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from longvid_train.errors import UserError
 from longvid_train.models.adapter import AdapterRecord, read_adapter
+from longvid_train.models.backbones.adapted import read_any_adapter
 from longvid_train.models.fingerprint import fingerprint
 from longvid_train.models.llama_vid import load_llama_vid
-from longvid_train.models.llama_vid.adapted import load_adapted, read_llama_vid_adapter
+from longvid_train.models.llama_vid.adapted import load_adapted
 from longvid_train.models.lora import LoraExport, LoraShape, insert_lora
 
 LAYER = "language_model.model.layers"
@@ -66,7 +67,7 @@ def test_the_file_holds_the_adapter_and_no_other_base_weight(saved) -> None:
 
 def test_saved_and_loaded_gives_the_same_logits_here_and_in_peft_merged_and_not(saved, mixed) -> None:
     base, folder, expected = saved
-    adapter = read_llama_vid_adapter(folder)
+    adapter = read_any_adapter(folder)
     ours = load_adapted(adapter.base_folder(), adapter)
     batch = mixed(ours.config).batch()
     assert torch.equal(logits(ours, batch), expected)
@@ -104,18 +105,18 @@ def test_the_base_is_found_after_a_move_and_refused_when_it_is_another(saved, tm
     base, folder, _ = saved
     moved = tmp_path / "elsewhere"
     shutil.copytree(folder, moved / "adapter")
-    assert read_llama_vid_adapter(moved / "adapter").base_folder() == base.resolve()
+    assert read_any_adapter(moved / "adapter").base_folder() == base.resolve()
     base.rename(moved / "base")
-    assert read_llama_vid_adapter(moved / "adapter").base_folder() == (moved / "base").resolve()
+    assert read_any_adapter(moved / "adapter").base_folder() == (moved / "base").resolve()
     with pytest.raises(UserError, match=r"its base model .*base is not there; name the folder with --model"):
-        read_llama_vid_adapter(folder).base_folder()
-    assert read_llama_vid_adapter(folder).base_folder(moved / "base") == moved / "base"
+        read_any_adapter(folder).base_folder()
+    assert read_any_adapter(folder).base_folder(moved / "base") == moved / "base"
 
     weights = load_file(moved / "base" / "model.safetensors")
     weights[f"{LAYER}.0.self_attn.q_proj.weight"] += 1e-3
     save_file(weights, moved / "base" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"base is not the model that .* was trained on"):
-        read_llama_vid_adapter(moved / "adapter").base_folder()
+        read_any_adapter(moved / "adapter").base_folder()
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,7 @@ def test_weights_that_do_not_fit_the_config_are_named(saved, change, message: st
     change(weights)
     save_file(weights, folder / "adapter_model.safetensors")
     with pytest.raises(UserError, match=message) as caught:
-        load_adapted(base, read_llama_vid_adapter(folder))
+        load_adapted(base, read_any_adapter(folder))
     assert "\n" not in str(caught.value)
 
 
@@ -154,7 +155,7 @@ def test_broken_folders_are_named(saved, tmp_path: Path) -> None:
         if text is not None:
             (place / name).write_text(text)
         with pytest.raises(UserError) as caught:
-            load_adapted(base, read_llama_vid_adapter(place))
+            load_adapted(base, read_any_adapter(place))
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -170,8 +171,8 @@ def test_broken_folders_are_named(saved, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="adapts a 'llama_vid' model; this needs 'llava_onevision'"):
         read_adapter(folder, "llava_onevision")
     with pytest.raises(UserError, match="holds a whole model, not an adapter; name it with --model"):
-        read_llama_vid_adapter(base)
+        read_any_adapter(base)
     with pytest.raises(UserError, match="is not a folder"):
-        read_llama_vid_adapter(tmp_path / "nowhere")
+        read_any_adapter(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"holds an adapter, not a whole model.*longvid merge"):
         load_llama_vid(folder)

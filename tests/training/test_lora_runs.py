@@ -139,12 +139,13 @@ def test_asking_through_the_adapter_gives_the_answers_of_the_training(
 
 
 def test_merged_and_unmerged_models_agree(run: Run, tiny_model_folder: Path, tmp_path: Path) -> None:
-    from longvid_train.models.llama_vid.adapted import load_adapted, read_llama_vid_adapter
+    from longvid_train.models.backbones.adapted import read_any_adapter
+    from longvid_train.models.llama_vid.adapted import load_adapted
     from longvid_train.models.llama_vid.loading import load_llama_vid
 
     assert cli.main(["merge", str(run.adapter), "--out", str(tmp_path / "m"), "--model", str(tiny_model_folder)]) == 0
     merged = load_llama_vid(tmp_path / "m")
-    adapted = load_adapted(tiny_model_folder, read_llama_vid_adapter(run.adapter))
+    adapted = load_adapted(tiny_model_folder, read_any_adapter(run.adapter))
     assert merged.state_dict().keys() == base_weights(tiny_model_folder).keys()
     ids = torch.full((2, 4), merged.config.visual_token_id)
     batch = {

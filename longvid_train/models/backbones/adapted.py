@@ -11,6 +11,7 @@ from longvid_train.adaptation.settings import Adaptation
 from longvid_train.errors import UserError
 from longvid_train.files import write_text
 from longvid_train.models.adapter import Adapter, read_adapter
+from longvid_train.models.backbones.llama_vid import LlamaVid
 from longvid_train.models.backbones.load import MODEL_TYPES, AnyBackbone, load_backbone
 from longvid_train.models.backbones.protocol import BackboneFacts
 
@@ -41,6 +42,11 @@ class BackboneAdapter:
     adapter: Adapter
     adaptation: Adaptation
 
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return self.adapter.folder
+
     def base_folder(self, given: Path | None = None) -> Path:
         """`Adapter.base_folder`: the base model, checked to be the one the adapter was trained on."""
         return self.adapter.base_folder(given)
@@ -57,8 +63,8 @@ class BackboneAdapter:
         """
         if given != self.adaptation:
             raise UserError(
-                f"{where} is not the adaptation that {self.adapter.folder} was trained under "
-                f"({self.adapter.folder / ADAPTATION_FILE}); leave --adaptation out, the adapter brings its own"
+                f"{where} is not the adaptation that {self.folder} was trained under "
+                f"({self.folder / ADAPTATION_FILE}); leave --adaptation out, the adapter brings its own"
             )
 
     def check_facts(self, facts: BackboneFacts) -> None:
@@ -70,7 +76,7 @@ class BackboneAdapter:
         try:
             self.adaptation.check_backbone(facts.model_type)
         except UserError as error:
-            raise UserError(f"{self.adapter.folder / ADAPTATION_FILE}: {error}") from None
+            raise UserError(f"{self.folder / ADAPTATION_FILE}: {error}") from None
 
 
 def read_backbone_adapter(folder: str | Path) -> BackboneAdapter:
@@ -84,6 +90,17 @@ def read_backbone_adapter(folder: str | Path) -> BackboneAdapter:
     if not path.is_file():
         raise UserError(f"{path} does not exist; name the adapter/ folder of a run that trained a backbone's LoRA")
     return BackboneAdapter(adapter, load_adaptation(path))
+
+
+def read_any_adapter(folder: str | Path) -> Adapter | BackboneAdapter:
+    """Read an adapter folder of a LLaMA-VID or of a backbone; no weights are read.
+
+    Raises:
+        UserError: as `read_backbone_adapter`.
+    """
+    adapter = read_adapter(folder, *MODEL_TYPES)
+    llama_vid = adapter.record.architecture == LlamaVid.model_class.config_class.model_type
+    return adapter if llama_vid else read_backbone_adapter(folder)
 
 
 def load_adapted_backbone(

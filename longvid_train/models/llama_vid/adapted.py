@@ -4,15 +4,10 @@ from pathlib import Path
 
 import torch
 
-from longvid_train.models.adapter import Adapter, read_adapter
+from longvid_train.models.adapter import Adapter
 from longvid_train.models.llama_vid.configuration import LlamaVidConfig
 from longvid_train.models.llama_vid.loading import load_llama_vid
 from longvid_train.models.llama_vid.modeling import LlamaVidForConditionalGeneration
-
-
-def read_llama_vid_adapter(folder: str | Path) -> Adapter:
-    """`read_adapter` for LLaMA-VID."""
-    return read_adapter(folder, LlamaVidConfig.model_type)
 
 
 def load_adapted(
