@@ -61,6 +61,11 @@ class Findings:
         if len(listed) < LISTED:
             listed.append(Finding(manifest, line, message))
 
+    def sort(self) -> None:
+        """Put what is listed in the order of manifests and lines."""
+        for listed in self.listed.values():
+            listed.sort()
+
     @property
     def kinds(self) -> list[str]:
         """Kinds that were found, in the order of `KINDS`, notices last."""

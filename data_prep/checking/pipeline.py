@@ -137,6 +137,7 @@ def check(manifests: Sequence[str], options: CheckOptions, findings: Findings, t
         if options.lengths is not None:
             for summary in summaries:
                 summary.lengths = run.lengths(summary, options.lengths)
+    findings.sort()
     return Checked(summaries, media, findings)
 
 

@@ -4,7 +4,7 @@ import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -13,16 +13,24 @@ _AHEAD = 4
 """Items that wait per process."""
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], processes: int) -> Iterator[Result]:
+def in_order(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    processes: int,
+    *,
+    setup: Callable[..., None] | None = None,
+    setup_arguments: tuple[Any, ...] = (),
+) -> Iterator[Result]:
     """``function(item)`` for every item, in the order of the items; one process works in this process.
 
-    An exception of ``function`` comes out where its result would have.
+    An exception of ``function`` comes out where its result would have. ``setup`` is called once in each other process.
     """
     if processes == 1:
         yield from map(function, items)
         return
     waiting: deque[Future[Result]] = deque()
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, spawn, initializer=setup, initargs=setup_arguments) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))

@@ -177,7 +177,7 @@ def test_every_mistake_is_named_by_line(media_folder: Path, run_check: Check, wo
     assert status == 1
     assert report["ok"] is False
     found = where(report)
-    assert {kind: sorted(line for _, line in lines) for kind, lines in found.items()} == EXPECTED
+    assert {kind: [line for _, line in lines] for kind, lines in found.items()} == EXPECTED
     messages = {kind: [one["message"] for one in kinds["first"]] for kind, kinds in report["findings"].items()}
     assert "id 'row-1' was already used on line 1" in messages["repeated_id"]
     assert "lasts 2.50 s and the row shows 0 s to 60 s" in messages["window"][0]
@@ -221,7 +221,7 @@ def test_leaks_between_splits(media_folder: Path, run_check: Check) -> None:
     status, report = run_check(train, val, "--allow-outside", "--no-isolate")
     assert status == 1
     found = where(report)
-    assert sorted(found["leaked_question"]) == [("val.jsonl", 1), ("val.jsonl", 3)]
+    assert found["leaked_question"] == [("val.jsonl", 1), ("val.jsonl", 3)]
     assert found["leaked_media"] == [("val.jsonl", 1)]
     assert found["same_media"] == [("val.jsonl", 2)]
     assert set(found) == {"leaked_question", "leaked_media", "same_media"}, "ids may be shared by splits"
@@ -278,7 +278,7 @@ def test_lines_are_counted_across_chunks(
     found = where(report)
     assert [line for _, line in found["row"]] == [41, 151]
     assert [line for _, line in found["repeated_id"]] == [121]
-    assert sorted(line for _, line in found["same_conversation"]) == [121, 200]
+    assert [line for _, line in found["same_conversation"]] == [121, 200]
     assert report["manifests"][0]["rows"] == 197
     chosen_lines = set()
     for chunk in chunks(tmp_path / "m.jsonl"):
