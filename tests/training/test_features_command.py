@@ -2,9 +2,11 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -437,8 +439,9 @@ def command(config: Path, *words: str) -> list[str]:
     return [sys.executable, "-m", "longvid_train.cli", "predict", "--config", str(config), *words, "--debug"]
 
 
-@pytest.mark.slow
-def test_a_killed_extraction_is_continued(predict_config: FitConfig, world: Any, tmp_path: Path) -> None:
+@pytest.fixture
+def many_videos(world: Any) -> Path:
+    """A manifest of 40 videos of two sampled frames each, different files of the same pictures."""
     rows = []
     for second in range(1, 41):
         shutil.copy(world.folder / "red.mp4", world.folder / f"copy{second}.mp4")
@@ -446,44 +449,115 @@ def test_a_killed_extraction_is_continued(predict_config: FitConfig, world: Any,
             stream.write(b"\0\0\0\x09free" + bytes([second]))
         row = json.loads(world.manifest("train.jsonl", 1).read_text())
         rows.append({**row, "id": f"r{second}", "media": [{"type": "video", "path": f"copy{second}.mp4"}]})
-    config = predict_config(manifests=str(world.write("many.jsonl", rows)), frames_per_batch=1)
-    words = ["--model.shard_bytes", "1"]
-    process = subprocess.Popen(command(config, *words), stderr=subprocess.PIPE, text=True, start_new_session=True)
-    cache = tmp_path / "features"
-    while not shard_paths(cache):
+    manifest: Path = world.write("many.jsonl", rows)
+    return manifest
+
+
+def kill_when(process: "subprocess.Popen[str]", cache: Path, shards: int) -> int:
+    """Kill a process and its children once so many shards are there; how many there were in the end."""
+    while len(shard_paths(cache)) < shards:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.001)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
-    had = len(shard_paths(cache))
-    assert 1 <= had < 80
+    return len(shard_paths(cache))
+
+
+def started(words: list[str], **environment: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        words,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finished(*processes: "subprocess.Popen[str]") -> list[str]:
+    """What processes wrote to stderr; all are ended."""
+    try:
+        errors = [process.communicate(timeout=280)[1] for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    assert [process.returncode for process in processes] == [0] * len(processes), errors
+    return errors
+
+
+def assert_same_features(cache: Path, other: Path) -> None:
+    index, expected = read_index(cache), read_index(other)
+    assert index.settings == expected.settings
+    assert index.entries.keys() == expected.entries.keys()
+    for key, entry in expected.entries.items():
+        numbers = range(entry.clip.frame_count)
+        read = [FeatureReader(one.folder).frames(one.entries[key], numbers) for one in (expected, index)]
+        assert torch.equal(*read), entry.clip.path
+
+
+@pytest.mark.slow
+def test_a_killed_extraction_is_continued(predict_config: FitConfig, many_videos: Path, tmp_path: Path) -> None:
+    config = predict_config(manifests=str(many_videos), frames_per_batch=1)
+    words = ["--model.shard_bytes", "1"]
+    cache = tmp_path / "features"
+    assert 1 <= kill_when(started(command(config, *words)), cache, 1) < 80
     assert not (cache / INDEX_FILE).exists()
     assert predict(config, *words) == 0
     index = read_index(cache)
     assert (len(index.entries), index.frame_count, len(index.shards)) == (40, 80, 80)
     assert predict(config, "--run_dir", str(tmp_path / "whole")) == 0
-    whole = read_index(tmp_path / "whole")
-    for key, entry in whole.entries.items():
-        read = [FeatureReader(one.folder).frames(one.entries[key], [0, 1]) for one in (whole, index)]
-        assert torch.equal(*read), entry.clip.path
+    assert_same_features(cache, tmp_path / "whole")
+
+
+TWO_RANKS = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_two_ranks_killed_at_a_random_point_are_continued(
+    predict_config: FitConfig, many_videos: Path, tmp_path: Path, dtype: str
+) -> None:
+    """SIGKILL to both ranks behind a random number of shards; one rank continues, and the features are those of a run
+    that was left alone."""
+    config = predict_config(
+        manifests=str(many_videos), frames_per_batch=1, storage={"dtype": dtype, "patches": "grid:1"}
+    )
+    words = ["--model.shard_bytes", "1"]
+    shards = random.randint(1, 60)
+    print(f"killed behind {shards} shards")
+    cache = tmp_path / "features"
+    had = kill_when(started(command(config, *words, *TWO_RANKS)), cache, shards)
+    assert shards <= had
+    assert predict(config, *words) == 0
+    index = read_index(cache)
+    assert (len(index.entries), index.frame_count) == (40, 80)
+    assert index.settings.dtype == dtype
+    assert predict(config, "--run_dir", str(tmp_path / "whole")) == 0
+    assert_same_features(cache, tmp_path / "whole")
 
 
 @pytest.mark.slow
 def test_two_ranks_share_the_media(predict_config: FitConfig, tmp_path: Path) -> None:
-    words = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    process = subprocess.Popen(
-        command(predict_config(), *words),
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        _, errors = process.communicate(timeout=280)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    assert process.returncode == 0, errors
+    (errors,) = finished(started(command(predict_config(), *TWO_RANKS)))
     index = read_index(tmp_path / "features")
     assert (len(index.entries), index.frame_count, len(index.shards)) == (3, 6, 2)
     assert "3 of 3 media" in errors
+
+
+@pytest.mark.slow
+def test_two_nodes_share_the_media(predict_config: FitConfig, tmp_path: Path) -> None:
+    """Lightning's own way to several machines: each runs the same command with its node's number."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    words = command(predict_config(), "--trainer.num_nodes", "2", "--trainer.strategy", "ddp")
+    nodes = [
+        started(words, MASTER_ADDR="127.0.0.1", MASTER_PORT=port, NODE_RANK=str(node), LOCAL_RANK="0")
+        for node in range(2)
+    ]
+    errors = finished(*nodes)
+    index = read_index(tmp_path / "features")
+    assert (len(index.entries), index.frame_count, len(index.shards)) == (3, 6, 2)
+    assert "3 of 3 media" in errors[0]
+    assert predict(predict_config(), "--run_dir", str(tmp_path / "whole")) == 0
+    assert_same_features(tmp_path / "features", tmp_path / "whole")
