@@ -1,19 +1,14 @@
 """One record to the bytes of its rows, in this process or in several."""
 
-import multiprocessing
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+from data_prep.checking.workers import in_order
 from data_prep.outcome import BadRecordError, LeftOutError
 from data_prep.source import Source
 from longvid_train.data.manifest import Sample, sample_from_json, sample_to_json
 from longvid_train.data.row_checks import RowError
-
-_CHUNKS_AHEAD = 2
-"""Chunks that wait per process, so that none idles and memory stays bounded."""
 
 
 @dataclass(frozen=True)
@@ -51,22 +46,8 @@ class Result:
 def convert_chunks(source: Source, chunks: Iterable[Sequence[Task]], processes: int) -> Iterator[Sequence[Result]]:
     """Convert chunk after chunk; results come in the order of the chunks. One process converts in this process."""
     if processes == 1:
-        for chunk in chunks:
-            yield [convert(source, task) for task in chunk]
-        return
-    context = multiprocessing.get_context("spawn")
-    waiting: deque[Future[list[Result]]] = deque()
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_remember, initargs=(source,)) as pool:
-        try:
-            for chunk in chunks:
-                waiting.append(pool.submit(_convert_all, chunk))
-                if len(waiting) >= processes * _CHUNKS_AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        return ([convert(source, task) for task in chunk] for chunk in chunks)
+    return in_order(_convert_all, chunks, processes, setup=_remember, setup_arguments=(source,))
 
 
 def convert(source: Source, task: Task) -> Result:

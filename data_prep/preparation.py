@@ -87,8 +87,11 @@ def prepare(source: Source, options: RunOptions, *, on_progress: Callable[[Count
         return Prepared(manifest=target, receipt=pending, resumed=True)
     finished = _finished(target, order, overwrite=options.overwrite)
     if finished is not None:
+        _check_totals(target, finished.counts, options)
         return Prepared(manifest=target, receipt=finished, found_finished=True)
     with open_workspace(folder, order.fingerprint) as work:
+        (folder / PENDING_RECEIPT).unlink(missing_ok=True)  # of other inputs or settings
+        _check_totals(target, work.counts, options)
         stream = _RecordStream(source, options.shard)
         chunks = stream.chunks(skip=work.records_done, size=options.chunk_records)
         for results in convert_chunks(source, chunks, options.processes):
@@ -96,6 +99,7 @@ def prepare(source: Source, options: RunOptions, *, on_progress: Callable[[Count
             if on_progress is not None:
                 on_progress(work.counts)
         counts, resumed = work.counts, work.resumed
+        order.check_unchanged(source)
         assert counts.consistent and counts.read == work.records_done
     if not counts.rows and options.shard.count == 1:
         raise UserError(f"{target}: no row is left of {counts.read} records; {_why_none(counts)}")
@@ -169,6 +173,15 @@ def _check_limit(result: Result, counts: Counts, kind: str, limit: int | None, o
     detail = f" ({result.detail})" if result.detail else ""
     allowed = f"it is number {counts.total(kind)} and {option} allows {limit}" if limit else "none is allowed"
     raise UserError(f"{result.where}: {result.reason}{detail}; {allowed}: mend the source or raise {option}")
+
+
+def _check_totals(target: Path, counts: Counts, options: RunOptions) -> None:
+    """Raise if an earlier run of the same order left out more records than this one allows."""
+    for kind, limit in (("bad", options.skip_bad), ("missing", options.skip_missing)):
+        if limit is not None and counts.total(kind) > limit:
+            what = ", ".join(f"{count} x {reason}" for reason, count in counts.left_out[kind].most_common(3))
+            left_out = f"an earlier run left out {counts.total(kind)} records ({what})"
+            raise UserError(f"{target}: {left_out} but --skip-{kind} allows {limit}; mend the source or raise it")
 
 
 def _why_none(counts: Counts) -> str:

@@ -25,6 +25,7 @@ class Order:
         settings: of the module.
         inputs: name, size and SHA-256 of each annotation file.
         shard: which part.
+        times_ns: when each annotation file was last changed; no part of the receipt.
         program: version of longvid-train.
     """
 
@@ -32,18 +33,30 @@ class Order:
     settings: Mapping[str, Any]
     inputs: tuple[Mapping[str, Any], ...]
     shard: Shard
+    times_ns: tuple[int, ...]
     program: str = __version__
 
     @classmethod
     def of(cls, source: Source, shard: Shard) -> "Order":
         """Hash the inputs of ``source``."""
+        times_ns = _times_ns(source)
         inputs = tuple(
             {"file": item.short_name, "bytes": item.path.stat().st_size, "sha256": sha256_file(item.path)}
             for item in source.inputs()
         )
         origin = source.origin
         about = {"name": origin.source, "license": origin.license, "version": origin.version}
-        return cls(source=about, settings=dict(source.settings()), inputs=inputs, shard=shard)
+        return cls(source=about, settings=dict(source.settings()), inputs=inputs, shard=shard, times_ns=times_ns)
+
+    def check_unchanged(self, source: Source) -> None:
+        """Compare the inputs' times with what they were.
+
+        Raises:
+            UserError: a file was written to while it was read.
+        """
+        for item, before, now in zip(source.inputs(), self.times_ns, _times_ns(source), strict=True):
+            if before != now:
+                raise UserError(f"{item.name}: changed while it was read; run again when it is finished")
 
     def as_json(self) -> dict[str, Any]:
         """As the receipt holds it: what JSON gives back."""
@@ -60,6 +73,10 @@ class Order:
     def fingerprint(self) -> str:
         """The same for equal orders."""
         return json.dumps(self.as_json(), sort_keys=True, ensure_ascii=True)
+
+
+def _times_ns(source: Source) -> tuple[int, ...]:
+    return tuple(item.path.stat().st_mtime_ns for item in source.inputs())
 
 
 @dataclass(frozen=True, kw_only=True)

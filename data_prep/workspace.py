@@ -97,7 +97,7 @@ def _read_journal(folder: Path, fingerprint: str, files: Mapping[str, IO[bytes]]
     """The journal if it was written by a run with this fingerprint and everything it vouches for is there."""
     try:
         journal = json.loads((folder / _JOURNAL).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, json.JSONDecodeError):  # none yet, or the machine went down while it was written
         return None
     whole = all(os.fstat(stream.fileno()).st_size >= journal["bytes"][name] for name, stream in files.items())
     return journal if journal["fingerprint"] == fingerprint and whole else None

@@ -276,3 +276,41 @@ def test_pending_receipt_of_another_order_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "out.receipt.json").rename(tmp_path / ".out.partial" / preparation.PENDING_RECEIPT)
     out.unlink()
     assert prepare(texts(conversations(path, 5)), RunOptions(out=out)).receipt.counts.rows == 5
+
+
+def test_pending_receipt_of_another_order_never_comes_back(tmp_path: Path) -> None:
+    """Killed while moving A; B is begun and killed; A again must not take B's rows for its own."""
+    path, out = tmp_path / "in.json", tmp_path / "out.jsonl"
+    prepare(texts(conversations(path, 4)), RunOptions(out=out))
+    whole = out.read_bytes()
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / "out.receipt.json").rename(tmp_path / ".out.partial" / preparation.PENDING_RECEIPT)
+    out.unlink()
+    with pytest.raises(KilledError):
+        prepare(texts(conversations(path, 9)), RunOptions(out=out, chunk_records=2), on_progress=killed_at(2))
+    prepare(texts(conversations(path, 4)), RunOptions(out=out))
+    assert out.read_bytes() == whole
+
+
+def test_a_lower_limit_is_held_against_what_an_earlier_run_left_out(tmp_path: Path) -> None:
+    path, out = conversations(tmp_path / "in.json", 12, broken=(2, 5)), tmp_path / "out.jsonl"
+    told = r"out\.jsonl: an earlier run left out 2 records \(2 x an answer is blank\) but --skip-bad allows 1"
+    with pytest.raises(KilledError):
+        prepare(texts(path), RunOptions(out=out, skip_bad=2, chunk_records=2), on_progress=killed_at(8))
+    with pytest.raises(UserError, match=told):
+        prepare(texts(path), RunOptions(out=out, skip_bad=1))
+    prepare(texts(path), RunOptions(out=out, skip_bad=2))
+    with pytest.raises(UserError, match=told):
+        prepare(texts(path), RunOptions(out=out, skip_bad=1))
+    assert prepare(texts(path), RunOptions(out=out, skip_bad=2)).found_finished
+
+
+def test_inputs_that_change_while_they_are_read_stop_the_run(tmp_path: Path) -> None:
+    path, out = conversations(tmp_path / "in.json", 6), tmp_path / "out.jsonl"
+
+    def touch(counts: Counts) -> None:
+        os.utime(path, ns=(0, 1))
+
+    with pytest.raises(UserError, match=r"in\.json: changed while it was read"):
+        prepare(texts(path), RunOptions(out=out), on_progress=touch)
+    assert not out.exists()
