@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import LlavaOnevisionForConditionalGeneration
 
@@ -22,6 +24,8 @@ from longvid_train.rope.export import save_extended
 from longvid_train.rope.extension import extended, prepare
 from longvid_train.rope.scale import TokenCounts
 from longvid_train.rope.visual_yarn import VisualYarnWindow
+from longvid_train.tokens.plan import make_plan
+from longvid_train.tokens.uniform import UniformPlan
 from longvid_train.training.answers import read_answers
 from longvid_train.training.cli import RunCLI
 from longvid_train.training.tracking import read_metrics
@@ -430,3 +434,44 @@ def test_a_folder_that_is_no_backbone_says_what_to_do(tiny_model_folder: Path, t
     ):
         with pytest.raises(UserError, match=message):
             check_backbone_folder(folder)
+
+
+def test_images_train_with_all_their_patches_under_a_fixed_window(onevision: Path, world: Any, tmp_path: Path) -> None:
+    for name, shade in (("dark", 40), ("light", 220)):
+        Image.fromarray(np.full((30, 40, 3), shade, np.uint8)).save(world.folder / f"{name}.png")
+    manifest = [
+        {
+            "id": name,
+            "media": [{"type": "image", "path": f"{name}.png"}],
+            "conversation": [{"role": "user", "text": "<image>\nhow is it ?"}, {"role": "assistant", "text": name}],
+        }
+        for name in ("dark", "light")
+    ]
+    config = write_config(
+        tmp_path,
+        onevision,
+        world,
+        f"window: {WINDOW[:-1]}, target_tokens: 64}}",
+        data__init_args__train=str(world.write("images.jsonl", manifest)),
+        data__init_args__test=None,
+        trainer__max_steps=1,
+    )
+    fitted = RunCLI("fit", ["--config", str(config)])
+    (step,) = Run(config, tmp_path / "run", fitted.model, fitted.datamodule).steps
+    base = load_backbone(onevision, dtype=torch.float32)
+    window = VisualYarnWindow(trained_tokens=16, bounds="share", alpha=0.2, beta=0.8, scale=4.0)
+    none = TokenCounts(visual=0, total=0)
+    extension = prepare(base.model, window, counts=none, trained=base.facts.trained)
+    save_extended(base.model, tmp_path / "extended", extension)
+    plain = load_backbone(tmp_path / "extended")
+    losses = []
+    for index in range(2):
+        row = fitted.datamodule.dataset("train")[index]
+        assert int((row.input_ids == base.facts.placeholder_id).sum()) == 49 + 1
+        tokens = video_tokens(plain, row.pixel_values, make_plan(UniformPlan(stride=1), 1, base.facts.grid))
+        with torch.no_grad():
+            logits = video_logits(plain, row.input_ids[None], tokens, last=0)[0, :-1]
+        losses.append(torch.nn.functional.cross_entropy(logits, row.labels[1:], reduction="none", ignore_index=-100))
+    supervised = sum(len(name) + 1 for name in ("dark", "light"))
+    assert step["train/supervised_tokens"] == supervised
+    assert step["train/loss"] == pytest.approx(float(torch.cat(losses).sum()) / supervised, rel=1e-5)
