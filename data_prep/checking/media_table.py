@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from data_prep.checking.rows import ChunkFacts
+from longvid_train.data.repeats import out_of_space
 
 _CACHE_KIB = 16384
 _TABLES = """
@@ -131,7 +132,10 @@ class MediaTable:
         listed = list(rows)
         if listed:
             marks = ", ".join("?" * len(listed[0]))
-            self._connection.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", listed)
+            try:
+                self._connection.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", listed)
+            except sqlite3.OperationalError as error:
+                raise out_of_space(error) from error
 
     def _rows(self, statement: str) -> Iterator[tuple[Any, ...]]:
         with closing(self._connection.cursor()) as cursor:

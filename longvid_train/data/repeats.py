@@ -86,18 +86,19 @@ class Repeats:
         try:
             self._connection.executemany("INSERT INTO entries VALUES (?, ?)", self._waiting)
         except sqlite3.OperationalError as error:
-            raise _full(error) from error
+            raise out_of_space(error) from error
         self._waiting.clear()
 
     def _run(self, statement: str) -> Iterator[tuple[str, int]]:
         try:
             yield from self._connection.execute(statement)
         except sqlite3.OperationalError as error:
-            raise _full(error) from error
+            raise out_of_space(error) from error
 
 
-def _full(error: sqlite3.OperationalError) -> UserError:
+def out_of_space(error: sqlite3.OperationalError) -> UserError:
+    """What to say when SQLite cannot write its temporary files."""
     return UserError(
-        f"looking for repeated rows failed in the temporary folder ({error}); free some space or set TMPDIR to a "
+        f"rows cannot be compared in the temporary folder ({error}); free some space or set TMPDIR to a "
         "folder on a larger disk"
     )

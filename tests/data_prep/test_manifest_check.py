@@ -20,10 +20,12 @@ from PIL import Image
 from data_prep import check as check_tool
 from data_prep.checking import rows as rows_room
 from data_prep.checking.findings import KINDS, LISTED, Findings
+from data_prep.checking.media_table import MediaTable
 from data_prep.checking.overview import histogram
 from data_prep.checking.rows import chunks, lines_of, read_chunk
 from data_prep.command_line import run_tool
 from longvid_train.data.manifest import ManifestRules
+from longvid_train.errors import UserError
 
 Check = Callable[..., tuple[int, dict[str, Any]]]
 SRT = "1\n00:00:00,100 --> 00:00:00,900\na line\n"
@@ -284,6 +286,16 @@ def test_lines_are_counted_across_chunks(
     for chunk in chunks(tmp_path / "m.jsonl"):
         chosen_lines |= {card.raw for card in read_chunk(chunk, ManifestRules(check_files=False)).cards}
     assert len(chosen_lines) >= rows_room.CARDS
+
+
+def test_a_full_temporary_folder_is_a_users_error() -> None:
+    facts = rows_room.ChunkFacts(
+        media={rows_room.MediumUse(f"/videos/of some length/{number}", "video"): 1 for number in range(9000)}
+    )
+    with MediaTable() as table:
+        table._connection.execute("PRAGMA max_page_count = 8")
+        with pytest.raises(UserError, match="set TMPDIR"):
+            table.add(0, 1, facts)
 
 
 def test_the_first_thousand_of_a_kind_are_kept() -> None:
