@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--adaptation", type=Path, metavar="YAML", help="how videos are shown and how the window is extended")
     add("--adapter", type=Path, metavar="FOLDER", help="LoRA adapter; its record names the model if --model does not")
     add("--template", help="LLaMA-VID: vicuna_v1 or plain (the one the checkpoint was trained with)")
-    add("--prompt", metavar="TEXT", help='other models: e.g. "USER: <video>\\n{question} ASSISTANT:" (chat template)')
+    add("--prompt", metavar="TEXT", help=r'other models: e.g. "USER: <video>\n{question} ASSISTANT:" (chat template)')
     density = parser.add_mutually_exclusive_group()
     density.add_argument("--frames", type=int, metavar="N", help="show N frames, evenly spaced")
     density.add_argument("--fps", type=float, metavar="F", help="show F frames per second (1, as far as they fit)")
@@ -124,7 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
     given = None if arguments.model is None else Path(arguments.model)
     source = arguments.model if adapter is None else adapter.base_folder(given)
     prompting = read_prompting(
-        source, adaptation=adaptation, adapter=adapter, template=arguments.template, prompt=arguments.prompt
+        source, adaptation=adaptation, adapter=adapter, template=arguments.template, prompt=_prompt(arguments)
     )
     if asked_tokens is None:
         options = replace(options, max_new_tokens=_default_new_tokens(prompting.window, _planned(arguments)))
@@ -192,6 +192,11 @@ def _model_source(given: str | None) -> str:
             "model with: bash scripts/quickstart.sh"
         )
     return str(DEFAULT_MODEL)
+
+
+def _prompt(arguments: argparse.Namespace) -> str | None:
+    r"""The prompt with its line ends, which a shell passes on as ``\n``."""
+    return None if arguments.prompt is None else arguments.prompt.replace(r"\n", "\n")
 
 
 def _questions(arguments: argparse.Namespace) -> Iterator[str]:

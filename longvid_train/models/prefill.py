@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import Cache
 
 from longvid_train.errors import UserError
 from longvid_train.models.splice import embed_and_splice
@@ -27,6 +28,7 @@ def generate_from_tokens(
     *,
     placeholder_id: int,
     prefill_chunk: int = PREFILL_CHUNK,
+    cache: Cache | None = None,
     **options: Any,
 ) -> Any:
     """Generate behind a left-padded batch of prompts.
@@ -38,19 +40,24 @@ def generate_from_tokens(
         visual_tokens: ``(T_r, H)`` of each row in reading order, on any device.
         placeholder_id: stands for one visual token; may lie outside the vocabulary.
         prefill_chunk: positions that pass the decoder at once.
+        cache: an empty one to fill; default: transformers' ``DynamicCache``.
         **options: of transformers' ``generate``.
 
     Returns:
         What transformers returns for a prompt of ids: ``(rows, S + new)`` ids with the prompt in front.
 
     Raises:
-        UserError: a row's placeholders and visual tokens differ in number, or ``prefill_chunk`` is below 1.
+        UserError: a row's placeholders and visual tokens differ in number, ``prefill_chunk`` is below 1, or the cache
+            holds tokens.
     """
     if prefill_chunk < 1:
         raise UserError(f"prefill_chunk is {prefill_chunk}; it must be at least 1 token")
+    if cache is not None and cache.get_seq_length():
+        raise UserError(f"the cache holds {cache.get_seq_length()} tokens; give an empty one, the prompt is whole")
     prompt = _Prompt(model, input_ids, attention_mask, visual_tokens, placeholder_id)
     last = input_ids.shape[1] - 1
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    if cache is None:
+        cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     decoder, positions = model.get_decoder(), (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
     for start in range(0, last, prefill_chunk):
         end = min(start + prefill_chunk, last)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from longvid_train.adaptation.settings import Adaptation
 from longvid_train.errors import UserError
@@ -122,6 +123,17 @@ def test_an_extension_holds_for_prefill_and_generation(chunk):
     torch.testing.assert_close(torch.stack(ours.logits), torch.stack(whole.logits), rtol=1e-6, atol=1e-6)
     plain = chunked(backbone, ids, [tokens], chunk)
     assert not torch.allclose(plain.logits[0], ours.logits[0], rtol=1e-3)
+
+
+def test_a_given_cache_is_filled_and_a_full_one_refused():
+    backbone, tokens = loaded("next_video")
+    ids = tiny.prompt("next_video", len(tokens))
+    cache = DynamicCache(config=backbone.model.config.get_text_config())
+    given = chunked(backbone, ids, [tokens], 5, cache=cache)
+    assert torch.equal(given.sequences, chunked(backbone, ids, [tokens], 5).sequences)
+    assert cache.get_seq_length() == given.sequences.shape[1] - 1
+    with pytest.raises(UserError, match="give an empty one"):
+        chunked(backbone, ids, [tokens], 5, cache=cache)
 
 
 def test_numbers_that_do_not_belong_together_are_refused():
