@@ -113,7 +113,7 @@ def read_answers(file: InputFile) -> dict[str, Answer]:
         try:
             name = name_field(item.value, "question_id")
             kind = whole_field(item.value, "type")
-            answer = Answer(name_field(item.value, "answer"), TYPES[kind] if kind < len(TYPES) else str(kind))
+            answer = Answer(name_field(item.value, "answer"), TYPES[kind] if 0 <= kind < len(TYPES) else str(kind))
         except BadRecordError as error:
             raise UserError(f"{item.where}: {error.reason} ({error.detail}); mend the answers") from error
         if name in answers:

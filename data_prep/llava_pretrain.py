@@ -2,7 +2,8 @@
 
 Layout (huggingface.co/datasets/liuhaotian/LLaVA-Pretrain): blip_laion_cc_sbu_558k.json, one array of
 {"id": "004539375", "image": "00453/004539375.jpg", "conversations": [{"from": "human", "value": "...\\n<image>"},
-{"from": "gpt", "value": CAPTION}]}; images.zip unpacks to folders 00000 to 00659.
+{"from": "gpt", "value": CAPTION}]}; images.zip unpacks to folders 00000 to 00659. LLaMA-VID's file
+llava_558k_with_webvid.json is read too: its rows with "video": "PAGE_DIR/VIDEOID.mp4" need --videos.
 
 example:
   python -m data_prep.unpack images.zip --into data/llava_pretrain/images
@@ -37,12 +38,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="blip_laion_cc_sbu_558k.json, or ARCHIVE::MEMBER",
     )
     parser.add_argument("--images", type=Path, required=True, help="folder that holds 00000, 00001, ...")
+    parser.add_argument(
+        "--videos", type=Path, help="folder of the rows that show a video (without it they are dropped)"
+    )
 
 
 def make_source(arguments: argparse.Namespace) -> LlavaSource:
     """The source that the options describe."""
     images = MediaFolder.open(arguments.images, arguments.out, "image")
-    return LlavaSource(origin=ORIGIN, annotations=(arguments.annotations,), images=images)
+    videos = arguments.videos and MediaFolder.open(arguments.videos, arguments.out, "video")
+    return LlavaSource(origin=ORIGIN, annotations=(arguments.annotations,), images=images, videos=videos)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ The standard decoder does the parsing; this file only keeps a window of text in 
 as ijson do not tell the line of an element, and a user with a bad row in a gigabyte needs it.)
 """
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -41,10 +42,10 @@ def read_json_array(source: InputFile) -> Iterator[Item]:
 
 
 def _elements(window: "_Window") -> Iterator[Item]:
-    while True:
+    for number in itertools.count(1):
         window.next_character()
         line = window.line
-        yield Item(file=window.name, line=line, value=window.element())
+        yield Item(file=window.name, line=line, element=number, value=window.element())
         follows = window.next_character()
         if follows not in (",", "]"):
             window.fail(f"',' or ']' must follow the element of line {line}" if follows else "the array is cut off")

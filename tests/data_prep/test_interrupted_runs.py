@@ -185,7 +185,9 @@ def test_the_record_that_passes_the_limit_is_named_and_raising_it_goes_on(
     path, out = conversations(tmp_path / "in.json", 12, broken=(2, 5, 9)), tmp_path / "out.jsonl"
     options = RunOptions(out=out, skip_bad=limit, chunk_records=2)
     line = 2 + (2, 5, 9)[limit] * 13
-    with pytest.raises(UserError, match=rf"in\.json:{line}: an answer is blank; .*--skip-bad"):
+    with pytest.raises(
+        UserError, match=rf"in\.json:{line} \(element {(line + 11) // 13}\): an answer is blank; .*--skip-bad"
+    ):
         prepare(texts(path), options)
     assert not out.exists()
     prepared = prepare(texts(path), replace(options, skip_bad=3))
@@ -211,7 +213,7 @@ def test_a_limit_passed_in_another_process_is_the_same_one_line(
     out = tmp_path / "out.jsonl"
     assert run_source("sharegpt", ["--annotations", str(path), "--out", str(out), "--processes", "2"]) == 2
     error = capsys.readouterr().err
-    assert f"{path}:{2 + 7 * 13}: an answer is blank" in error and error.count("\n") == 1
+    assert f"{path}:{2 + 7 * 13} (element 8): an answer is blank" in error and error.count("\n") == 1
 
 
 def test_out_must_be_a_jsonl_file_and_the_folder_must_exist_or_be_made(
@@ -228,7 +230,9 @@ def test_rows_that_break_the_rules_of_manifests_are_bad_records(tmp_path: Path) 
     path = tmp_path / "in.json"
     turns = '[{"from": "human", "value": "\\ud800"}, {"from": "gpt", "value": "a"}]'
     path.write_text(f'[{{"id": "half", "conversations": {turns}}}]')
-    with pytest.raises(UserError, match=r"in\.json:1: the row would break a rule of manifests \(.*cannot be written"):
+    with pytest.raises(
+        UserError, match=r"in\.json:1 \(element 1\): the row would break a rule of manifests \(.*cannot be written"
+    ):
         prepare(texts(path), RunOptions(out=tmp_path / "out.jsonl"))
 
 

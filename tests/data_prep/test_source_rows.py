@@ -206,7 +206,7 @@ def test_activitynet_questions_without_answers_are_bad(
     layout = make("activitynet_qa")
     change(tmp_path / "data" / "test_a.json", lambda records: records.pop())
     assert run_source("activitynet_qa", [*layout.arguments, "--out", str(tmp_path / "data" / "out.jsonl")]) == 2
-    assert "test_q.json:2: no answer in test_a.json (v_1QIUV7WYKXg_0)" in capsys.readouterr().err
+    assert "test_q.json:2 (element 1): no answer in test_a.json (v_1QIUV7WYKXg_0)" in capsys.readouterr().err
 
 
 def test_activitynet_answer_given_twice_is_an_error(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_activitynet_answer_given_twice_is_an_error(tmp_path: Path) -> None:
     path.write_text(
         '[{"answer": "yes", "type": 3, "question_id": "q"},\n {"answer": "no", "type": 3, "question_id": "q"}]'
     )
-    with pytest.raises(UserError, match=r"a\.json:2: question_id 'q' is answered twice"):
+    with pytest.raises(UserError, match=r"a\.json:2 \(element 2\): question_id 'q' is answered twice"):
         read_answers(InputFile(path))
 
 
@@ -352,3 +352,30 @@ def test_split_rounds_loses_no_turn() -> None:
         assert [turn for piece in pieces for turn in piece] == turns
         assert all(len(piece) == 2 * most for piece in pieces[:-1]) and 0 < len(pieces[-1]) <= 2 * most
     assert split_rounds(turns, None) == [tuple(turns)]
+
+
+def test_llava_pretrain_reads_llama_vids_rows_with_webvid_clips(make: Any, tmp_path: Path) -> None:
+    layout = make("llava_pretrain")
+    clip = tmp_path / "data" / "videos" / "000001_000050" / "1066674784.mp4"
+    clip.parent.mkdir(parents=True)
+    clip.write_bytes(b"video")
+    said = [{"from": "human", "value": "Sum it up.\n<image>"}, {"from": "gpt", "value": "Clouds."}]
+    record = {"id": 1066674784, "video": "000001_000050/1066674784.mp4", "conversations": said}
+    change(layout.annotations, lambda records: records.append(record))
+    row = rows("llava_pretrain", layout, tmp_path, "--videos", str(tmp_path / "data" / "videos"))[-1]
+    assert row["id"] == "llava_pretrain/1066674784"
+    assert row["media"] == [{"type": "video", "path": "videos/000001_000050/1066674784.mp4"}]
+    assert texts(row) == ["Sum it up.\n<video>", "Clouds."]
+
+
+def test_activitynet_types_beyond_the_readme_stay_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    answers = [{"answer": 2, "type": kind, "question_id": str(kind)} for kind in (-1, 0, 8, 9)]
+    path.write_text(json.dumps(answers))
+    read = read_answers(InputFile(path))
+    assert [(answer.text, answer.type) for answer in read.values()] == [
+        ("2", "-1"),
+        ("2", "motion"),
+        ("2", "other"),
+        ("2", "9"),
+    ]

@@ -69,6 +69,7 @@ def test_json_arrays_give_every_element_with_its_line(
         lines.append(at if indent is None else at + 1)
         at += piece.count("\n") + (0 if indent is None else 1)
     assert [item.line for item in items] == lines
+    assert [item.element for item in items] == list(range(1, len(elements) + 1))
 
 
 @few
