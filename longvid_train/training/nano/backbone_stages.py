@@ -1,8 +1,9 @@
-"""The three stages of a nano backbone: its language model reads words, its tower learns to make them, both together.
+"""The stages of a nano backbone: its language model reads words, its tower learns to make them, both together.
 
 1. ``language``: the language model alone. In place of visual tokens it gets bags of words (`clip_words`).
 2. ``align``: the tower and the projector. Their tokens become the bags' sums of embeddings (mean squared error).
 3. ``couple``: everything, on pictures, with the answers' loss.
+4. ``polish``: the same on questions alone, without the long dense tasks.
 
 ``B`` clips of ``N`` frames of ``T`` visual tokens each, ``H`` language-model width, ``S`` tokens of a conversation.
 """
@@ -110,7 +111,7 @@ class _Stage(pl.LightningModule):
 
 
 class ConversationStage(_Stage):
-    """Stages 1 and 3: answers about clips, whose tokens come from words or from pictures.
+    """Stages 1, 3 and 4: answers about clips, whose tokens come from words or from pictures.
 
     Args:
         backbone: trained in place.

@@ -1,9 +1,11 @@
-"""Train a nano backbone in three stages and write it with the record of how it was made.
+"""Train a nano backbone in four stages and write it with the record of how it was made.
 
 python -m longvid_train.training.nano.backbones onevision language --out runs/nano_onevision/language
 python -m longvid_train.training.nano.backbones onevision align --start runs/nano_onevision/language \
     --out runs/nano_onevision/align
 python -m longvid_train.training.nano.backbones onevision couple --start runs/nano_onevision/align \
+    --out runs/nano_onevision/couple
+python -m longvid_train.training.nano.backbones onevision polish --start runs/nano_onevision/couple \
     --out longvid_train/assets/nano_onevision
 """
 
@@ -12,6 +14,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -25,13 +28,17 @@ from longvid_train.training.nano.clip_batches import ClipBatches, ClipRecipe
 from longvid_train.training.nano.dialogue import DialogueWriter
 from longvid_train.training.nano.families import FAMILIES, Family
 from longvid_train.training.nano.fitting import fit
+from longvid_train.training.nano.held_out import held_out_scores
 from longvid_train.training.nano.provenance import RECORD, code_version, write_record
 from longvid_train.training.nano.schedule import Rate
 
 MODULE = "longvid_train.training.nano.backbones"
-STAGES = ("language", "align", "couple")
+STAGES = ("language", "align", "couple", "polish")
 ACCELERATORS = {"cpu": "cpu", "cuda": "gpu"}
 """Lightning's names of torch's devices."""
+
+WHOLE = ("couple", "polish")
+"""Stages that train everything on pictures: their checkpoints are float16 and their records have held-out scores."""
 
 NOISE = 4.0
 """Standard deviation of the noise on pictures, in grey levels: about what H.264 leaves at the world's quality."""
@@ -126,6 +133,34 @@ RECIPES: dict[tuple[str, str], StageRecipe] = {
         ),
         rate=Rate(peak=5e-4, decay_from=0.2),
     ),
+    ("onevision", "polish"): StageRecipe(
+        clips=ClipRecipe(
+            steps=300,
+            clips=32,
+            fewest_frames=6,
+            first_most_frames=8,
+            most_frames=8,
+            steps_per_frame=1,
+            spacing_s=(0.9, 1.25),
+            dense=False,
+            seed=7,
+        ),
+        rate=Rate(peak=5e-4, warmup_steps=30, decay_from=0.1),
+    ),
+    ("video_llava", "polish"): StageRecipe(
+        clips=ClipRecipe(
+            steps=300,
+            clips=32,
+            fewest_frames=8,
+            first_most_frames=8,
+            most_frames=8,
+            steps_per_frame=1,
+            spacing_s=(0.6, 1.8),
+            dense=False,
+            seed=8,
+        ),
+        rate=Rate(peak=5e-4, warmup_steps=30, decay_from=0.1),
+    ),
 }
 """By family and stage."""
 
@@ -177,7 +212,7 @@ def train_stage(
         stage: of `STAGES`.
         recipe: of the stage.
         start: folder that the stage before wrote; the first stage has none.
-        out: folder to write; the last stage writes float16.
+        out: folder to write.
         runs: for the logs.
         accelerator: Lightning's name of the device.
 
@@ -193,7 +228,9 @@ def train_stage(
     name = f"{family.name}_{stage}"
     seconds = fit(module, batches, recipe.clips.steps, runs, name, accelerator=accelerator)
     backbone.model.cpu().eval()
-    if stage == STAGES[-1]:
+    more: dict[str, Any] = {}
+    if stage in WHOLE:
+        more["held_out"] = held_out_scores(backbone, family, DialogueWriter(tokenizer, family.chat))
         family.finish(backbone)
         backbone.model.half()
     family.save(backbone, tokenizer, out)
@@ -206,6 +243,7 @@ def train_stage(
         metrics=runs / name / "metrics.csv",
         code=code,
         started_from=before,
+        **more,
     )
     return backbone
 

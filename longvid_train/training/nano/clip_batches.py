@@ -12,7 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
-from longvid_train.training.nano.dialogue import Dialogue, DialogueBatch, DialogueWriter, draw_turns
+from longvid_train.training.nano.dialogue import (
+    Dialogue,
+    DialogueBatch,
+    DialogueWriter,
+    question_turns,
+    with_dense_task,
+)
 from longvid_train.world.clips import Clip, even_clip
 from longvid_train.world.episode import Episode, WorldSettings, make_episode
 from longvid_train.world.render import render_frame
@@ -32,6 +38,7 @@ class ClipRecipe:
         spacing_s: shortest and longest time between frames.
         questions: most questions of a conversation.
         lists_frames: share of conversations whose dense task is the list of the frames; the others' is the description.
+        dense: whether conversations have a dense task at all.
         kinds: of the questions.
         seed: of all draws.
     """
@@ -45,6 +52,7 @@ class ClipRecipe:
     spacing_s: tuple[float, float]
     questions: int = 4
     lists_frames: float = 0.5
+    dense: bool = True
     kinds: tuple[str, ...] = ("needle", "order", "order", "detail")
     seed: int = 0
 
@@ -91,8 +99,10 @@ class ClipBatches(IterableDataset[ClipBatch]):
         dialogues: list[Dialogue] = []
         while len(clips) < self._recipe.clips:
             clip = even_clip(self._episode(rng, frames), frames)
-            lists = rng.random() < self._recipe.lists_frames
-            turns = draw_turns(clip, self._recipe.kinds, self._recipe.questions, rng, lists_frames=lists)
+            lists = self._recipe.dense and rng.random() < self._recipe.lists_frames
+            turns = question_turns(clip, self._recipe.kinds, self._recipe.questions, rng)
+            if self._recipe.dense:
+                turns = with_dense_task(turns, clip, rng, lists_frames=lists)
             if turns:
                 clips.append(clip)
                 dialogues.append(self._writer.write(turns, frames * self._frame_tokens + self._end_tokens))

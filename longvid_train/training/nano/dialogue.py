@@ -65,19 +65,28 @@ class DialogueBatch:
     answers: tuple[tuple[str, int, int, int], ...]
 
 
-def draw_turns(
-    clip: Clip, kinds: tuple[str, ...], questions: int, rng: random.Random, *, lists_frames: bool
-) -> list[Turn]:
-    """Questions in random order, and among them one dense task: every frame in words, or the description."""
-    turns = [Turn(kind=q.kind, question=q.text, answer=q.answer) for q in draw_questions(clip, kinds, questions, rng)]
+def question_turns(clip: Clip, kinds: tuple[str, ...], questions: int, rng: random.Random) -> list[Turn]:
+    """Up to ``questions`` different questions of the kinds, in random order."""
+    return [Turn(kind=q.kind, question=q.text, answer=q.answer) for q in draw_questions(clip, kinds, questions, rng)]
+
+
+def with_dense_task(turns: list[Turn], clip: Clip, rng: random.Random, *, lists_frames: bool) -> list[Turn]:
+    """The turns with a task before or after them that shows every frame to the loss.
+
+    Args:
+        turns: about the clip.
+        clip: what is shown.
+        rng: draws the place.
+        lists_frames: every frame in words; otherwise the description, where the clip shows every object.
+    """
     if lists_frames:
         dense = Turn(kind=FRAMES, question=FRAMES_QUESTION, answer=frame_list(clip))
     elif clip.seen == clip.episode.appearances:
         dense = Turn(kind=DESCRIPTION, question=DESCRIPTION_QUESTION, answer=caption(clip.episode))
     else:
         return turns
-    turns.insert(rng.choice((0, len(turns))), dense)
-    return turns
+    place = rng.choice((0, len(turns)))
+    return [*turns[:place], dense, *turns[place:]]
 
 
 class DialogueWriter:
