@@ -8,7 +8,6 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -26,6 +25,8 @@ from longvid_train.training.trace import TracedLine, differences, read_trace
 from longvid_train.training.tracking import read_metrics
 
 FitConfig = Callable[..., Path]
+StartFit = Callable[..., "subprocess.Popen[str]"]
+FinishFit = Callable[["subprocess.Popen[str]"], tuple[int, list[str]]]
 TRACE = "longvid_train.training.trace.StateTrace"
 ACCUMULATED = {
     "model__init_args__torch_threads": 1,  # the same bits in this process and in those it starts
@@ -37,25 +38,6 @@ ACCUMULATED = {
 def words(config: Path, run: Path, *more: str) -> list[str]:
     trace = [f"--trainer.callbacks+={TRACE}", f"--trainer.callbacks.path={run / 'trace.jsonl'}"]
     return ["fit", "--config", str(config), "--run_dir", str(run), *trace, *more]
-
-
-def started(config: Path, run: Path, *more: str, **options: Any) -> subprocess.Popen[str]:
-    """Start ``longvid fit`` as a process group of its own."""
-    command = [sys.executable, "-m", "longvid_train.cli", *words(config, run, *more)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
-    return subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True, **options
-    )
-
-
-def finished(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
-    """Wait, at most 280 s, and return the exit status and the lines of stderr that are not progress or logs."""
-    try:
-        _, errors = process.communicate(timeout=280)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    return process.returncode, [line for line in errors.strip().splitlines() if line.startswith("longvid: ")]
 
 
 def flip_a_bit(checkpoint: Path) -> None:
@@ -108,12 +90,12 @@ def whole_run(fit_config_in: FitConfig, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_a_killed_run_continues_to_the_same_bits(
-    whole_run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole_run: tuple[Path, Path], tmp_path: Path, start_fit: StartFit, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """SIGKILL in the middle of an accumulated step; then the newest checkpoint is damaged and the one before serves."""
     config, whole = whole_run
     run = tmp_path / "killed"
-    process = started(config, run)
+    process = start_fit(*words(config, run)[1:])
     wait_for(process, run / "trace.jsonl", 11)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -138,13 +120,15 @@ def test_a_killed_run_continues_to_the_same_bits(
     assert_same_run(whole, run)
 
 
-def test_sigterm_finishes_the_step_and_says_how_to_continue(whole_run: tuple[Path, Path], tmp_path: Path) -> None:
+def test_sigterm_finishes_the_step_and_says_how_to_continue(
+    whole_run: tuple[Path, Path], tmp_path: Path, start_fit: StartFit, finish_fit: FinishFit
+) -> None:
     config, whole = whole_run
     run = tmp_path / "stopped"
-    process = started(config, run)
+    process = start_fit(*words(config, run)[1:])
     wait_for(process, run / "trace.jsonl", 7)
     process.send_signal(signal.SIGTERM)
-    status, lines = finished(process)
+    status, lines = finish_fit(process)
     assert status == 143
     trace = read_trace(run / "trace.jsonl")
     step = trace[-1]["step"]
@@ -260,7 +244,7 @@ def test_published_checkpoints_are_never_overwritten(whole_run: tuple[Path, Path
 
 @pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_earlier_checkpoints_whole(
-    whole_run: tuple[Path, Path], tmp_path: Path
+    whole_run: tuple[Path, Path], tmp_path: Path, start_fit: StartFit, finish_fit: FinishFit
 ) -> None:
     """The operating system refuses to grow a file beyond a limit that only checkpoints reach."""
     config, whole = whole_run
@@ -273,7 +257,8 @@ def test_a_full_disk_is_one_line_and_leaves_earlier_checkpoints_whole(
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
 
-    status, lines = finished(started(config, run, "--ckpt_path", "last", preexec_fn=limited))
+    process = start_fit(*words(config, run, "--ckpt_path", "last")[1:], preexec_fn=limited)
+    status, lines = finish_fit(process)
     assert status == 2
     assert len(lines) == 1, lines
     assert "cannot write the checkpoint (File too large); make room" in lines[0]
