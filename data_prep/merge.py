@@ -65,7 +65,8 @@ def merge(manifests: Sequence[Path], out: Path, *, overwrite: bool = False) -> R
     Memory: 8 bytes a row.
 
     Raises:
-        UserError: a shard is missing, double, changed or made otherwise than the first; or an id stands twice.
+        UserError: a shard is missing, double, changed, in another folder or made otherwise than the first; or an id
+            stands twice.
     """
     if out.suffix != ".jsonl":
         raise UserError(f"--out {out} must end in .jsonl")
@@ -73,11 +74,12 @@ def merge(manifests: Sequence[Path], out: Path, *, overwrite: bool = False) -> R
         raise UserError(f"{out}: exists; add --overwrite or change --out")
     parts = _parts(manifests)
     _check_whole(parts)
-    receipt_path(out).unlink(missing_ok=True)
+    _check_folder(parts, out)
     with atomic_path(out) as rows, atomic_path(beside(out, LEFT_OUT_SUFFIX)) as left_out:
         _write(rows, (_positioned_rows(part) for part in parts))
         _check_ids(rows, out)
         _write(left_out, (_positioned_left_out(part) for part in parts))
+        receipt_path(out).unlink(missing_ok=True)
     files = {"jsonl": file_facts(out), LEFT_OUT_SUFFIX: file_facts(beside(out, LEFT_OUT_SUFFIX))}
     receipt = Receipt(
         order={**parts[0].receipt.order, "shard": [1, 1]},
@@ -125,6 +127,14 @@ def _check_whole(parts: Sequence[_Part]) -> None:
         raise UserError(
             f"the shards read {read} records but the source has {first.receipt.records}; prepare them again"
         )
+
+
+def _check_folder(parts: Sequence[_Part], out: Path) -> None:
+    for part in parts:
+        if part.manifest.resolve().parent != out.resolve().parent:
+            raise UserError(f"--out {out} must be in the folder of {part.manifest}: the rows' media paths start there")
+    if not any(part.receipt.counts.rows for part in parts):
+        raise UserError(f"{out}: none of the shards has a row; their lists of left-out records say why")
 
 
 def _write(target: Path, streams: Iterable[Iterator[tuple[int, bytes]]]) -> None:

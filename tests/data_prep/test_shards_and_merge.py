@@ -156,6 +156,25 @@ def test_merge_finds_an_id_that_stands_in_two_shards(tmp_path: Path) -> None:
     assert not (tmp_path / "merged.jsonl").exists()
 
 
+def test_merge_keeps_media_paths_true_and_an_old_manifest_whole(tmp_path: Path) -> None:
+    parts = prepared(Texts(tuple(map(str, range(9)))), tmp_path, 2)
+    with pytest.raises(UserError, match=r"must be in the folder of .*part\.shard-1-of-2"):
+        merge(parts, tmp_path / "other" / "merged.jsonl")
+    out = tmp_path / "merged.jsonl"
+    merge(parts, out)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("merged.*")}
+    assert set(before) == {"merged.jsonl", "merged.receipt.json", "merged.left_out.jsonl"}
+    parts[0].write_bytes(b"")
+    with pytest.raises(UserError, match="changed since it was written"):
+        merge(parts, out, overwrite=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("merged.*")} == before
+
+
+def test_merging_shards_without_a_single_row_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="none of the shards has a row"):
+        merge(prepared(Texts(()), tmp_path, 2), tmp_path / "merged.jsonl")
+
+
 def test_merge_command_joins_and_keeps_an_existing_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts = [str(part) for part in prepared(Texts(tuple(map(str, range(9)))), tmp_path, 2)]
     out = tmp_path / "merged.jsonl"
