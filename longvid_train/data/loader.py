@@ -94,7 +94,7 @@ class BatchSampler(DistributedSampler[Any]):
             yield [Draw(row, epoch) for row in batch]
 
 
-class ManifestLoader(StatefulDataLoader[Any]):  # type: ignore[misc]
+class ManifestLoader(StatefulDataLoader[Any]):
     """A ``StatefulDataLoader`` of `Batch`es whose state says which order it belongs to and suits any number of workers.
 
     A worker's failure is raised as one line. Make it with `make_loader`, which gives it a `BatchSampler`.
