@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PLACE",
         help="where frames wait once encoded: device or cpu (device)",
     )
-    add("--prefill-chunk", type=int, metavar="N", help="tokens of the prompt that pass the model at once (2048)")
+    add("--prefill-chunk", type=int, metavar="N", help="tokens of the prompt that pass the model at once (1024)")
     add("--frame-chunk", type=int, metavar="N", help="frames that pass the vision tower at once (the model's own)")
     add("--max-new-tokens", type=int, metavar="N", help="longest answer (256, or what half the window leaves each)")
     add("--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest words (0)")

@@ -5,7 +5,7 @@ import torch
 
 from longvid_train.adaptation.reading import parse_adaptation
 from longvid_train.errors import UserError
-from longvid_train.models.backbones import video_tokens
+from longvid_train.models.backbones import load_backbone, read_facts, video_tokens
 from longvid_train.models.backbones.llama_vid import LlamaVid
 from longvid_train.types import ALL_PATCHES
 
@@ -71,3 +71,16 @@ def test_cells_that_are_not_square_are_refused(model):
     backbone = LlamaVid(model).asked(*PROMPT)
     with pytest.raises(UserError, match="2 x 4 cells asked for, but LLaMA-VID's content tokens are square"):
         video_tokens(backbone, frames(), plan_of(backbone, "plan: {kind: uniform, stride: [2, 1]}"))
+
+
+@torch.no_grad()
+def test_a_saved_folder_is_a_backbone_like_any_other(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    facts = read_facts(tmp_path)
+    assert (facts.model_type, facts.grid.class_tokens, facts.grid.stride) == ("llama_vid", 1, 4)
+    assert facts.trained.visual is None and facts.trained.language == model.config.text_config.max_position_embeddings
+    backbone = load_backbone(tmp_path)
+    assert isinstance(backbone, LlamaVid)
+    plan = plan_of(backbone)
+    again = video_tokens(backbone.asked(*PROMPT), frames(), plan)
+    assert torch.equal(again, video_tokens(LlamaVid(model).asked(*PROMPT), frames(), plan))
