@@ -49,8 +49,8 @@ class CheckpointTemplate:
                 earlier.append((turn.prompt, len(turn.media)))
             else:
                 answer = "".join(part for part in turn.parts if isinstance(part, str))
-                space = "" if prompt[-1:].isspace() else " "
-                pieces.append(TextPiece(space + answer, supervised=True, continues=True, anchor=prompt[-1:]))
+                lead = self.checkpoint.answer_lead(*earlier[0])
+                pieces.append(TextPiece(lead + answer, supervised=True, continues=True, anchor=prompt[-1:]))
                 pieces.append(EndPiece())
         return pieces
 

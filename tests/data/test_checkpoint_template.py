@@ -93,6 +93,25 @@ def test_a_row_is_the_prompt_of_inference_then_the_answer_and_its_end(name: str,
 
 
 @pytest.mark.parametrize(
+    ("answered", "supervised"), [("assistant\n ", " red"), ("assistant\n", "red"), ("assistant \n", "red")]
+)
+def test_white_space_in_front_of_an_answer_is_the_template_s_where_it_continues_the_prompt(
+    answered: str, supervised: str, folders: dict[str, Path]
+) -> None:
+    read = planned(folders["onevision"]).checkpoint
+    template = (
+        "{% for message in messages %}{{ '<|im_start|>' }}{% if message['role'] == 'assistant' %}{{ 'ANSWERED' }}"
+        "{% else %}{{ 'user ' }}{% endif %}{% for part in message['content'] %}"
+        "{{ part['text'] if part['type'] == 'text' else '<video>\n' }}{% endfor %}{{ '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ).replace("ANSWERED", answered.replace("\n", "\\n"))
+    own = BackboneProcessor(read.tokenizer, read.facts, PICTURES["onevision"], chat_template=template)
+    processor = PlannedProcessor(own, Adaptation())
+    row = encoded(processor, conversation(("What?", "red")), [VIDEO])
+    assert supervised_text(processor, row) == f"{supervised}<|im_end|>"
+
+
+@pytest.mark.parametrize(
     ("name", "text"),
     [
         (

@@ -129,12 +129,35 @@ class BackboneProcessor:
             return self._documented(words, media, earlier)
         messages: list[dict[str, Any]] = []
         for asked, shown in (*earlier, (words, media)):
-            content = [*({"type": self.facts.medium} for _ in range(shown)), {"type": "text", "text": asked}]
-            messages += [{"role": "user", "content": content}, _said(ANSWER)]
+            messages += [self._asked(asked, shown), _said(ANSWER)]
         text: str = self.tokenizer.apply_chat_template(
             messages[:-1], chat_template=self._chat_template, add_generation_prompt=True, tokenize=False
         )
         return self._behind_answer(text.rsplit(ANSWER, 1)[1]) if earlier else text
+
+    def answer_lead(self, words: str, media: int) -> str:
+        """White space in front of an answer: as the chat template writes a whole conversation, where its prompt for
+        generation is the beginning of that; else a space behind words and nothing behind white space.
+
+        LLaVA-OneVision's template is not such: it ends the prompt with ``assistant`` and a newline, and has a space
+        between the two in front of an answer that was given.
+
+        Args:
+            words: of the question.
+            media: shown with it.
+
+        Raises:
+            UserError: as `turn_text`.
+        """
+        prompt = self.turn_text(words, media)
+        if self._prompt is None:
+            given: str = self.tokenizer.apply_chat_template(
+                [self._asked(words, media), _said(ANSWER)], chat_template=self._chat_template, tokenize=False
+            )
+            lead = given.split(ANSWER)[0].removeprefix(prompt)
+            if not lead.strip():
+                return lead
+        return "" if prompt[-1:].isspace() else " "
 
     def text_ids(self, text: str, *, opens: bool) -> list[int]:
         """Ids of a piece of prompt; one that ``opens`` the sequence gets the first token that the tokenizer adds."""
@@ -168,6 +191,10 @@ class BackboneProcessor:
         self.check_placeholders(ids, 1)
         place = ids.index(self.facts.placeholder_id)
         return torch.tensor([ids[:place] + [self.facts.placeholder_id] * visual_tokens + ids[place + 1 :]])
+
+    def _asked(self, words: str, media: int) -> dict[str, Any]:
+        content = [*({"type": self.facts.medium} for _ in range(media)), {"type": "text", "text": words}]
+        return {"role": "user", "content": content}
 
     def _check_words(self, words: str) -> None:
         if self.placeholder in words:
