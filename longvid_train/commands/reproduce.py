@@ -30,6 +30,7 @@ from longvid_train.models.fingerprint import fingerprint
 ASSETS = Path(longvid_train.__file__).parent / "assets"
 EPISODES = 60
 LEAST_EPISODES = 2
+SEEDS = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--episodes", type=int, default=EPISODES, metavar="N", help=f"episodes a seed and number of frames ({EPISODES})"
     )
+    add(
+        "--seeds", type=int, default=SEEDS, metavar="N", help=f"sets of episodes, each with a seed of its own ({SEEDS})"
+    )
     add("--models", type=Path, default=ASSETS, metavar="DIR", help="folder of the nano models (those of the package)")
     add("--json", action="store_true", help="print one JSON object on stdout")
 
@@ -48,6 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Check the claims, write everything and print the tables."""
     if arguments.episodes < LEAST_EPISODES:
         raise UserError(f"--episodes is {arguments.episodes}; an interval needs at least {LEAST_EPISODES}")
+    if arguments.seeds < 1:
+        raise UserError(f"--seeds is {arguments.seeds}; it must be at least 1")
     claims = choose_claims(arguments.claims)
     for claim in claims:
         if not (arguments.models / claim.model / "config.json").is_file():
@@ -78,6 +84,7 @@ def check_claim(claim: Claim, arguments: argparse.Namespace) -> tuple[Claim, Sco
     processor = BackboneProcessor.load(source, backbone.facts)
     scores = run_grid(
         claim.grid,
+        range(arguments.seeds),
         lambda method: tuned.backbone if tuned is not None and method is tuned.method else backbone,
         processor,
         store,

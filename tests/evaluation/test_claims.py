@@ -95,7 +95,7 @@ def test_answers_are_those_of_one_question_alone_under_the_window(onevision) -> 
 def test_a_run_goes_on_where_it_stopped_and_answers_as_one_run(onevision, tmp_path: Path) -> None:
     backbone, processor = onevision
     methods = (VISUAL_WINDOW_METHODS[0], VISUAL_WINDOW_METHODS[-1])
-    grid = Grid(methods=methods, frames=(8, 16), seeds=(0, 1))
+    grid = Grid(methods=methods, frames=(8, 16))
     asked: list[tuple[int, int]] = []
 
     def held_out(frames: int, seed: int):
@@ -104,7 +104,9 @@ def test_a_run_goes_on_where_it_stopped_and_answers_as_one_run(onevision, tmp_pa
 
     def run(folder: Path) -> Scores:
         store = CellStore(folder, {"model": "a"})
-        return run_grid(grid, lambda _: backbone, processor, store, held_out=held_out, on_progress=progress.append_pair)
+        return run_grid(
+            grid, (0, 1), lambda _: backbone, processor, store, held_out=held_out, on_progress=progress.append_pair
+        )
 
     class Progress(list[tuple[int, int]]):
         def append_pair(self, done: int, cells: int) -> None:

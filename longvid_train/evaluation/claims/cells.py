@@ -24,16 +24,10 @@ SETTINGS_FILE = "settings.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """What is run: every method at every number of frames, on questions drawn from every seed."""
+    """What is run: every method at every number of frames."""
 
     methods: tuple[Method, ...]
     frames: tuple[int, ...]
-    seeds: tuple[int, ...]
-
-    @property
-    def cells(self) -> int:
-        """How many."""
-        return len(self.methods) * len(self.frames) * len(self.seeds)
 
 
 class CellStore:
@@ -101,6 +95,7 @@ class Scores:
 
 def run_grid(
     grid: Grid,
+    seeds: Sequence[int],
     backbones: Callable[[Method], Backbone],
     processor: BackboneProcessor,
     store: CellStore,
@@ -112,6 +107,7 @@ def run_grid(
 
     Args:
         grid: what to run.
+        seeds: questions are drawn from every one of them.
         backbones: the model that answers for a method. Visual tokens are shared: they differ elsewhere.
         processor: of the checkpoint.
         store: keeps the answers.
@@ -119,13 +115,13 @@ def run_grid(
         on_progress: called with cells done and cells in all, after each cell.
     """
     answers: dict[tuple[str, int], list[Answered]] = {}
-    done = 0
+    done, cells = 0, len(grid.methods) * len(grid.frames) * len(seeds)
     for frames in grid.frames:
-        for seed in grid.seeds:
+        for seed in seeds:
             for method, answered in _column(grid, backbones, processor, store, frames, seed, held_out):
                 answers.setdefault((method.name, frames), []).extend(answered)
                 done += 1
-                on_progress(done, grid.cells)
+                on_progress(done, cells)
     return Scores(answers)
 
 
