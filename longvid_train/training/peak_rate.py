@@ -1,7 +1,7 @@
 """The rate a device could multiply matrices at, with its source: the denominator of model FLOPs utilisation.
 
-Known accelerators have published dense rates (the numbers "with sparsity" are twice these), each from a page that was
-read and is named; any other device is measured. A MIG slice has a device name of its own, so it is measured too.
+Known accelerators have published dense rates (`longvid_train.cost.hardware`); any other device is measured. A MIG slice
+has a device name of its own, so it is measured too.
 Lightning's own table is not used: it mixes rates with sparsity (H200) and without tensor cores (RTX 4090, A6000) in one
 column.
 """
@@ -13,33 +13,9 @@ from typing import Literal
 
 import torch
 
+from longvid_train.cost.hardware import device_called
+
 Compute = Literal["bfloat16", "float16", "tf32", "float32", "float64"]
-
-_A100 = "NVIDIA's datasheet us-nvidia-1758950-r4 as tabulated at glennklockwood.com/garden/processors/A100"
-_A100_PCIE = f"{_A100}; the PCIe cards have its cores and clock (thundercompute.com/blog/nvidia-a100-specs-full-guide)"
-_H100 = "NVIDIA's figures as tabulated at glennklockwood.com/garden/processors/h100"
-_H100_PCIE = "archive-lib.hpctech.co.jp/gpuproduct/nvidia-h100.html, tensor rates without sparsity"
-_H200 = (
-    f"{_H100}, which says it computes as the H100 SXM5; itkb.uw.cz/2026/06/nvidia-h200-vs-b300-precisions-cores.html"
-)
-_RTX_4090 = "waredb.com/processor/nvidia-geforce-rtx-4090, without sparsity"
-_L40S = "NVIDIA's figures at mullet.se/product.html?product_id=355414, without sparsity"
-
-_TERA = 1e12
-_Row = tuple[float, float, float, str]
-
-_ROWS: dict[str, _Row] = {
-    "NVIDIA A100-SXM4-40GB": (312, 156, 19.5, _A100),
-    "NVIDIA A100-SXM4-80GB": (312, 156, 19.5, _A100),
-    "NVIDIA A100-PCIE-40GB": (312, 156, 19.5, _A100_PCIE),
-    "NVIDIA A100 80GB PCIe": (312, 156, 19.5, _A100_PCIE),
-    "NVIDIA H100 80GB HBM3": (989.4, 494.7, 66.9, _H100),
-    "NVIDIA H100 PCIe": (756.5, 378, 51, _H100_PCIE),
-    "NVIDIA H200": (989.4, 494.7, 66.9, _H200),
-    "NVIDIA GeForce RTX 4090": (165.15, 82.58, 82.58, _RTX_4090),
-    "NVIDIA L40S": (362.05, 183, 91.6, _L40S),
-}
-"""``torch.cuda.get_device_name`` -> TFLOP/s in 16-bit types, TF32 and float32 (no tensor cores), and the source."""
 
 _PRECISIONS: dict[str, Compute] = {
     "bf16-mixed": "bfloat16",
@@ -94,12 +70,13 @@ def peak_rate(device: torch.device, precision: str, clock: Callable[[], float] =
 
 
 def known_rate(name: str, compute: Compute) -> PeakRate | None:
-    """The published rate of the accelerator ``name``; None if it is not in the table."""
-    if name not in _ROWS or compute == "float64":
+    """The published rate of the accelerator that torch calls ``name``; None if it is not in the table."""
+    device = device_called(name)
+    if device is None or compute == "float64":
         return None
-    half, tf32, single, source = _ROWS[name]
-    rate = {"tf32": tf32, "float32": single}.get(compute, half)
-    return PeakRate(flops_per_s=rate * _TERA, source=f"{name}, {compute}: {source}")
+    rates = {"tf32": device.tf32_flops_per_s, "float32": device.float32_flops_per_s}
+    rate = rates.get(compute, device.flops_per_s)
+    return None if rate is None else PeakRate(flops_per_s=rate, source=f"{name}, {compute}: {device.source}")
 
 
 def measured_rate(device: torch.device, name: str, compute: Compute, clock: Callable[[], float]) -> PeakRate:

@@ -1,4 +1,4 @@
-"""Subtitle files: SubRip (.srt), numbered blocks of a time line and text with blank lines between, and WebVTT (.vtt)."""
+"""Subtitle files: SubRip (.srt), numbered blocks of a time line and text between blank lines, and WebVTT (.vtt)."""
 
 import re
 from pathlib import Path

@@ -92,7 +92,7 @@ def test_kv_bytes_are_those_of_a_running_cache(rows, chunk):
     assert generated.shape[1] == request.sequence_tokens
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     cost = inference_cost(
-        decoder_shape(config), BLIND, request, PlainKv(value_bytes=4), hardware("l4"), weight_value_bytes=4
+        decoder_shape(config), BLIND, request, PlainKv(value_bytes=4), hardware("l40s"), weight_value_bytes=4
     )
     assert cost.kv_bytes == held
     assert cost.weight_bytes == sum(parameter.nbytes for parameter in model.parameters())
@@ -114,7 +114,7 @@ def test_activations_of_a_prefill_are_within_a_tenth_of_what_is_alive(wide):
             model(inputs_embeds=embeds, use_cache=False, logits_to_keep=1)
     request = Request(visual_tokens=tokens, text_tokens=0, new_tokens=1)
     cost = inference_cost(
-        decoder_shape(config), BLIND, request, PlainKv(value_bytes=4), hardware("l4"), weight_value_bytes=4
+        decoder_shape(config), BLIND, request, PlainKv(value_bytes=4), hardware("l40s"), weight_value_bytes=4
     )
     assert cost.activation_bytes == pytest.approx(watch.peak + embeds.nbytes + visual.nbytes, rel=0.1)
 
@@ -182,7 +182,7 @@ TRAINED = replace(VICUNA_7B, layers=3, width=8, intermediate=20, heads=2, kv_hea
     [(0, (4000, 2400, 4800)), (1, (2000, 1200, 1800)), (2, (2000, 300, 1800)), (3, (500, 300, 1800))],
 )
 def test_zero_divides_the_states_as_its_paper_says(zero, states):
-    cost = training_cost(TRAINED, replace(JOB, zero=zero), hardware("l4"))
+    cost = training_cost(TRAINED, replace(JOB, zero=zero), hardware("l40s"))
     assert (cost.weight_bytes, cost.gradient_bytes, cost.optimizer_bytes) == states
     inner = 4 * 8 + 2 * 8 + 2 * 8 + 4 * 20
     assert cost.activation_bytes == 2 * 256 * (3 * 8 + inner) + 64 * 50 * 10 + 77
@@ -190,8 +190,8 @@ def test_zero_divides_the_states_as_its_paper_says(zero, states):
 
 
 def test_without_checkpointing_every_layer_keeps_its_insides():
-    kept = training_cost(TRAINED, JOB, hardware("l4")).activation_bytes
-    whole = training_cost(TRAINED, replace(JOB, gradient_checkpointing=False), hardware("l4")).activation_bytes
+    kept = training_cost(TRAINED, JOB, hardware("l40s")).activation_bytes
+    whole = training_cost(TRAINED, replace(JOB, gradient_checkpointing=False), hardware("l40s")).activation_bytes
     inner = 4 * 8 + 2 * 8 + 2 * 8 + 4 * 20
     assert whole - kept == 2 * 256 * (2 * inner - 3 * 8)
 
