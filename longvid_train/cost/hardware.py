@@ -44,8 +44,6 @@ _H200 = (
     f"{_H100}, for the H100 SXM5; itkb.uw.cz/2026/06/nvidia-h200-vs-b300-precisions-cores.html; "
     "aiminingco.com/gpu/h200/specs"
 )
-    f"{_H100}, for the H100 SXM5; itkb.uw.cz/2026/06/nvidia-h200-vs-b300-precisions-cores.html"
-)
 _A6000 = (
     "llmperf.net/categories/gpu/Nvidia-A6000-GPUs; servethehome.com/nvidia-rtx-a6000-48gb-gpu-drops-quadro-designation"
 )
