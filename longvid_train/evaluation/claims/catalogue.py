@@ -4,8 +4,9 @@ from longvid_train.errors import UserError, nearest
 from longvid_train.evaluation.claims.claim import Claim
 from longvid_train.evaluation.claims.intp_frames import CLAIM as INTP_FRAMES
 from longvid_train.evaluation.claims.visual_window import CLAIM as VISUAL_WINDOW
+from longvid_train.evaluation.claims.visual_window_long import CLAIM as VISUAL_WINDOW_LONG
 
-CLAIMS = {claim.name: claim for claim in (VISUAL_WINDOW, INTP_FRAMES)}
+CLAIMS = {claim.name: claim for claim in (VISUAL_WINDOW, VISUAL_WINDOW_LONG, INTP_FRAMES)}
 
 
 def choose_claims(names: list[str]) -> list[Claim]:
