@@ -28,7 +28,7 @@ from longvid_train.models.backbones.adapted import load_adapted_backbone, read_b
 from longvid_train.models.fingerprint import fingerprint
 
 ASSETS = Path(longvid_train.__file__).parent / "assets"
-EPISODES = 60
+EPISODES = 30
 LEAST_EPISODES = 2
 SEEDS = 3
 
