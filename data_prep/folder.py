@@ -2,8 +2,10 @@
 
 Three kinds of rows: --questions CSV (columns video, question, answer; the video's path below the folder; a blank answer
 gives a row that can only be asked); --captions (the answer is the text of NAME.txt beside NAME.mp4); or --question
-"TEXT" asked about every video, without an answer. Videos without subtitles can get some by --speech-to-text MODEL
-(faster-whisper; pip install 'longvid-train[speech]'), written below --transcripts.
+"TEXT" asked about every video, without an answer. Subtitles are NAME.CODE.srt where --language CODE is given, then
+NAME.srt; without --language NAME.srt, then the one NAME.LANGUAGE.srt there is (several are a broken record). Videos
+without subtitles can get some by --speech-to-text MODEL (faster-whisper; pip install 'longvid-train[speech]'), written
+below --transcripts.
 
 examples:
   python -m data_prep.folder --videos data/lectures --questions data/lectures.csv --out data/lectures.jsonl
@@ -13,9 +15,10 @@ examples:
 import argparse
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -37,6 +40,7 @@ from longvid_train.video import read_subtitles
 
 COLUMNS = ("video", "question", "answer")
 SUBTITLE_SUFFIXES = (".srt", ".vtt")
+LANGUAGE_CODE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*")
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class VideoFolder:
         question: asked about every video, for rows ``"question"``.
         seed: of the choice of instructions, for rows ``"captions"``.
         language: of subtitles named NAME.LANGUAGE.srt, and of the speech.
+        translations: a video's path without suffix -> its subtitles named NAME.LANGUAGE.srt, sorted.
         speech: how missing subtitles are made; None: they stay missing.
     """
 
@@ -76,6 +81,7 @@ class VideoFolder:
     question: str = ""
     seed: int = 0
     language: str | None = None
+    translations: Mapping[str, Sequence[str]] = field(default_factory=dict)
     speech: SpeechSettings | None = None
 
     def inputs(self) -> Sequence[InputFile]:
@@ -142,11 +148,21 @@ class VideoFolder:
     def _subtitles(self, name: str) -> str | None:
         stem = PurePosixPath(name).with_suffix("").as_posix()
         stems = [stem] if self.language is None else [f"{stem}.{self.language}", stem]
-        for candidate in (f"{each}{suffix}" for each in stems for suffix in SUBTITLE_SUFFIXES):
+        candidates = [f"{each}{suffix}" for each in stems for suffix in SUBTITLE_SUFFIXES]
+        if self.language is None:
+            candidates.extend(self._only_language(stem, candidates))
+        for candidate in candidates:
             if (self.videos.folder / candidate).is_file():
                 _check_subtitles(self.videos.folder / candidate)
                 return self.videos.row_path(candidate)
         return None if self.speech is None else self._transcript(name, self.speech)
+
+    def _only_language(self, stem: str, plain: Sequence[str]) -> Sequence[str]:
+        named = self.translations.get(stem, ())
+        languages = {PurePosixPath(name).stem.rpartition(".")[2] for name in named}
+        if len(languages) > 1 and not any((self.videos.folder / name).is_file() for name in plain):
+            raise BadRecordError("subtitles in several languages", f"{', '.join(named)}; choose one with --language")
+        return named
 
     def _transcript(self, name: str, speech: SpeechSettings) -> str:
         relative = f"{name}.srt"
@@ -169,6 +185,16 @@ def walk(folder: Path, suffixes: Sequence[str]) -> Iterator[str]:
             if path.suffix.lower() in suffixes and not file.startswith("."):
                 names.append(path.relative_to(folder).as_posix())
     yield from sorted(names)
+
+
+def find_translations(folder: Path) -> Mapping[str, Sequence[str]]:
+    """Subtitles below ``folder`` named NAME.LANGUAGE.srt or .vtt, sorted, by the path without language and suffix."""
+    found: dict[str, list[str]] = {}
+    for name in walk(folder, SUBTITLE_SUFFIXES):
+        stem, dot, language = PurePosixPath(name).with_suffix("").as_posix().rpartition(".")
+        if dot and LANGUAGE_CODE.fullmatch(language):
+            found.setdefault(stem, []).append(name)
+    return found
 
 
 def listing_sha256(folder: Path) -> str:
@@ -197,7 +223,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--license", default="unknown", help="licence of the videos (unknown)")
     add("--data-version", default="1", help="version of the data set (1)")
     add("--seed", type=argument(natural), default=0, help="of the choice of instructions for --captions (0)")
-    add("--language", metavar="CODE", help="prefer subtitles NAME.CODE.srt; language of the speech")
+    add("--language", metavar="CODE", help="take NAME.CODE.srt first; language of the speech")
     add("--speech-to-text", metavar="MODEL", help="make missing subtitles, e.g. with model small")
     add("--transcripts", type=Path, metavar="FOLDER", help="where --speech-to-text writes (OUT's folder/transcripts)")
 
@@ -222,6 +248,7 @@ def make_source(arguments: argparse.Namespace) -> VideoFolder:
         question=arguments.question or "",
         seed=arguments.seed,
         language=arguments.language,
+        translations=find_translations(videos.folder),
     )
     if arguments.speech_to_text is None:
         return folder

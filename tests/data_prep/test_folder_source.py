@@ -81,7 +81,12 @@ def test_questions_come_from_a_table_and_may_lack_answers(videos: Path, tmp_path
         (["x.srt"], None, "x.srt"),
         (["x.vtt"], None, "x.vtt"),
         (["x.srt", "x.vtt"], None, "x.srt"),
-        (["x.de.srt"], None, None),
+        (["x.de.srt"], None, "x.de.srt"),
+        (["x.pt-BR.vtt"], None, "x.pt-BR.vtt"),
+        (["x.de.srt", "x.de.vtt"], None, "x.de.srt"),
+        (["x.de.srt", "x.en.srt", "x.vtt"], None, "x.vtt"),
+        (["x.de.srt"], "en", None),
+        (["x.part2.srt", "x.de.txt", "xx.de.srt"], None, None),
         (["x.de.srt", "x.srt"], "de", "x.de.srt"),
         (["x.de.srt", "x.en.vtt"], "en", "x.en.vtt"),
         (["x.srt"], "en", "x.srt"),
@@ -96,6 +101,16 @@ def test_subtitles_are_found_by_name_and_language(
     options = [] if language is None else ["--language", language]
     row = next(row for row in rows(videos, "--question", "q", *options) if row["id"] == "folder/a/x.mkv")
     assert row["media"][0].get("subtitles") == (None if expected is None else f"videos/a/{expected}")
+
+
+def test_of_several_languages_one_must_be_chosen(videos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("b.de.srt", "b.en.srt"):
+        (videos / name).write_text(SRT)
+    assert run(videos, "--question", "q") == 2
+    error = capsys.readouterr().err
+    assert "b.mp4: subtitles in several languages (b.de.srt, b.en.srt; choose one with --language)" in error
+    made = rows(videos, "--question", "q", "--language", "en")
+    assert [row["media"][0].get("subtitles") for row in made] == [None, None, "videos/b.en.srt", None]
 
 
 def test_broken_subtitles_are_named_with_their_line(videos: Path, capsys: pytest.CaptureFixture[str]) -> None:
