@@ -237,5 +237,8 @@ def _api_key(variable: str) -> str | None:
         return None
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise UserError(f"environment variable '{variable}' holds no API key; set it, or say api_key_env '' for none")
+        raise UserError(
+            f"environment variable '{variable}' holds no API key; set it, or say that there is none: api_key_env '', "
+            "on the command line an option that ends in -api-key-env ''"
+        )
     return key
