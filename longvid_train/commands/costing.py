@@ -65,11 +65,19 @@ class PlannedModel(Protocol):
         """Frames its tower takes together."""
         ...
 
-    def vision(self, frames: int, text_tokens: int, value_bytes: int) -> tuple[int, VisionCost]:
-        """Visual tokens of ``frames`` frames, and what making them costs."""
+    def shown(self, frames: int) -> TokenPlan:
+        """The token plan of ``frames`` frames.
+
+        Raises:
+            UserError: the adaptation cannot show them.
+        """
         ...
 
-    def window(self, frames: int, sequence_tokens: int) -> tuple[float, int]:
+    def vision(self, plan: TokenPlan, text_tokens: int, value_bytes: int) -> VisionCost:
+        """What making a plan's tokens costs."""
+        ...
+
+    def window(self, plan: TokenPlan, sequence_tokens: int) -> tuple[float, int]:
         """The scale an input is read with, and the sequence the model then takes.
 
         Raises:
@@ -94,14 +102,14 @@ class _Adapted:
         return self.facts.grid.joint_frames
 
     def shown(self, frames: int) -> TokenPlan:
-        """The token plan of ``frames`` frames."""
+        """See `PlannedModel`."""
         return self.adaptation.plan_frames(frames, self.facts.grid)
 
-    def window(self, frames: int, sequence_tokens: int) -> tuple[float, int]:
+    def window(self, plan: TokenPlan, sequence_tokens: int) -> tuple[float, int]:
         """See `PlannedModel`; without an extension the plan goes beyond the window, and says so."""
         if not self.adaptation.window.extends:
             return 1.0, self.facts.trained.language
-        counts = TokenCounts(visual=self.shown(frames).frame_tokens, total=sequence_tokens)
+        counts = TokenCounts(visual=plan.frame_tokens, total=sequence_tokens)
         extent = extent_of(self.adaptation.window, counts, self.facts.trained)
         return extent.scale, extent.language_tokens
 
@@ -117,10 +125,9 @@ class PlannedBackbone(_Adapted):
         """See `PlannedModel`."""
         return self.shapes.decoder
 
-    def vision(self, frames: int, text_tokens: int, value_bytes: int) -> tuple[int, VisionCost]:
+    def vision(self, plan: TokenPlan, text_tokens: int, value_bytes: int) -> VisionCost:
         """See `PlannedModel`."""
-        plan = self.shown(frames)
-        return plan.visual_tokens, self.shapes.vision_cost(plan, value_bytes=value_bytes)
+        return self.shapes.vision_cost(plan, value_bytes=value_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,12 +141,11 @@ class PlannedTwoToken(_Adapted):
         """See `PlannedModel`."""
         return self.planned.decoder
 
-    def vision(self, frames: int, text_tokens: int, value_bytes: int) -> tuple[int, VisionCost]:
+    def vision(self, plan: TokenPlan, text_tokens: int, value_bytes: int) -> VisionCost:
         """See `PlannedModel`; the text, as far as a prompt may be long, guides the context tokens."""
-        plan = self.shown(frames)
+        frames = plan.frame_count
         cells = plan.frame_tokens - frames * plan.grid.class_tokens
-        cost = self.planned.vision_cost(frames, text_tokens, content_cells=cells, value_bytes=value_bytes)
-        return plan.visual_tokens, cost
+        return self.planned.vision_cost(frames, text_tokens, content_cells=cells, value_bytes=value_bytes)
 
 
 def planned_model(source: str, adaptation: Adaptation | None) -> PlannedBackbone | PlannedTwoToken:
@@ -223,21 +229,22 @@ class Planner:
         """
         if frames < 1:
             raise UserError(f"frames is {frames}; it must be at least 1")
-        visual_tokens, vision = self.model.vision(frames, self.question.text_tokens, self.value_bytes)
+        shown = self.model.shown(frames)
+        vision = self.model.vision(shown, self.question.text_tokens, self.value_bytes)
         request = Request(
-            visual_tokens=visual_tokens,
+            visual_tokens=shown.visual_tokens,
             text_tokens=self.question.text_tokens,
             new_tokens=self.question.new_tokens,
             rows=self.question.rows,
             prefill_chunk=self.question.prefill_chunk,
         )
-        scale, window = self.model.window(frames, request.sequence_tokens)
+        scale, window = self.model.window(shown, request.sequence_tokens)
         cost = inference_cost(
             self.model.decoder, vision, request, self.storage, self.hardware, weight_value_bytes=self.value_bytes
         )
         return Plan(
             frames=frames,
-            visual_tokens=visual_tokens,
+            visual_tokens=shown.visual_tokens,
             scale=scale,
             window_tokens=window,
             fits_window=request.sequence_tokens <= window,

@@ -7,15 +7,13 @@ from longvid_train.cost.inference import VisionCost
 from longvid_train.cost.tower import TowerShape, tower_shape
 from longvid_train.cost.training import TrainingJob
 from longvid_train.errors import UserError
+from longvid_train.models.backbones.video import FRAME_CHUNK
 from longvid_train.models.llama_vid.configuration import LlamaVidConfig
 from longvid_train.models.llama_vid.modeling import LlamaVidForConditionalGeneration
 from longvid_train.models.supervised_loss import TOKEN_CHUNK
 from longvid_train.training.flops import LANGUAGE_MODEL, count_flops
 from longvid_train.training.stages import LLAMA_VID_STAGES, apply_stage
 from longvid_train.training.work import Work
-
-FRAME_CHUNK = 16
-"""Frames in the tower at once."""
 
 
 class PlannedLlamaVid:
