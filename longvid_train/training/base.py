@@ -27,6 +27,7 @@ from longvid_train.training.notices import notice
 from longvid_train.training.optimizer import OptimizerConfig, build_adamw, cosine_schedule, follow_config
 from longvid_train.training.randomness import seed_micro_batch
 from longvid_train.training.stages import Stage, apply_stage, frozen_modules, recompute_frozen_layers
+from longvid_train.training.threads import check_threads, use_threads
 from longvid_train.types import Batch
 
 
@@ -63,8 +64,7 @@ class SupervisedTraining(pl.LightningModule, ABC):
         super().__init__()
         if not 0 <= warmup_ratio < 1:
             raise UserError(f"warmup_ratio is {warmup_ratio}; it must be at least 0 and below 1, e.g. 0.03")
-        if torch_threads < 0:
-            raise UserError(f"torch_threads is {torch_threads}; it must be 0 (torch's choice) or a thread count")
+        check_threads(torch_threads)
         self.model_folder = model
         self.stage = stage
         self.optimizer_config = optimizer
@@ -144,8 +144,7 @@ class SupervisedTraining(pl.LightningModule, ABC):
         checkpoint."""
         if self.model is not None:
             return
-        if self.torch_threads:
-            torch.set_num_threads(self.torch_threads)
+        use_threads(self.torch_threads)
         self.base_fingerprint = fingerprint(Path(self.model_folder))
         self.model, self.processor = self.load()
         if self.gradient_checkpointing:

@@ -18,6 +18,7 @@ from longvid_train.models.llama_vid.tower_file import load_vision_tower
 from longvid_train.models.llama_vid.vision_tower import encode_in_chunks
 from longvid_train.training.checkpoint import check_llama_vid_folder
 from longvid_train.training.notices import notice
+from longvid_train.training.threads import check_threads, use_threads
 from longvid_train.types import ALL_PATCHES
 
 PROGRESS_INTERVAL_S = 10.0
@@ -38,8 +39,7 @@ class TowerFeatures(pl.LightningModule):
 
     def __init__(self, model: str, shard_bytes: int = SHARD_BYTES, torch_threads: int = 0) -> None:
         super().__init__()
-        if torch_threads < 0:
-            raise UserError(f"torch_threads is {torch_threads}; it must be 0 (torch's choice) or a thread count")
+        check_threads(torch_threads)
         check_llama_vid_folder(model)
         self.model_folder = model
         self.shard_bytes = shard_bytes
@@ -66,8 +66,7 @@ class TowerFeatures(pl.LightningModule):
     def configure_model(self) -> None:
         """Load the tower."""
         if self.tower is None:
-            if self.torch_threads:
-                torch.set_num_threads(self.torch_threads)
+            use_threads(self.torch_threads)
             self.tower = load_vision_tower(Path(self.model_folder))
 
     def on_predict_start(self) -> None:

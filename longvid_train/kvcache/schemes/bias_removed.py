@@ -12,18 +12,17 @@ from typing import ClassVar, Literal
 import torch
 
 from longvid_train.kvcache.affine import AffineCodec
-from longvid_train.kvcache.clipping import SEARCHES, Search, minmax_levels
+from longvid_train.kvcache.clipping import minmax_levels
 from longvid_train.kvcache.codec import Codec, Coded, Places, by_kind, choose_kind
 from longvid_train.kvcache.rotation import Rotation
 from longvid_train.kvcache.scheme import (
     Parameters,
     Sample,
-    check_bits,
-    check_choice,
     check_rotation,
     in_one_row,
     kinds_of,
 )
+from longvid_train.kvcache.schemes.searched import SearchedLevels
 from longvid_train.kvcache.schemes.static_channel import channel_levels, stacked_levels
 
 
@@ -71,28 +70,13 @@ class BiasRemovedCodec(Codec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BiasRemoved:
+class BiasRemoved(SearchedLevels):
     """For keys only."""
 
     kind: ClassVar[str] = "bias_removed"
     granularity: ClassVar[str] = "channel"
     formula: ClassVar[str] = "k^ = R(position) mean + scale * code + offset"
-
-    bits: int = 2
-    search: Search = "mse"
-
-    symmetric: ClassVar[bool] = False
-    calibrated: ClassVar[bool] = True
     rotary: ClassVar[Literal["pre", "post"]] = "pre"
-    block_tokens: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be coded."""
-        check_bits(self.bits, self.kind)
-        check_choice(self.search, SEARCHES, "search")
-
-    def check_head_dim(self, head_dim: int) -> None:
-        """Every head dim will do."""
 
     def fit(self, sample: Sample, *, separate: bool, rotation: Rotation | None) -> dict[str, torch.Tensor]:
         """``mean``, ``scale`` and ``offset``, each ``(K, H, D)``.

@@ -12,10 +12,10 @@ from typing import ClassVar, Literal
 import torch
 
 from longvid_train.kvcache.affine import AffineCodec
-from longvid_train.kvcache.clipping import SEARCHES, Search
 from longvid_train.kvcache.codec import Codec, Coded, Places, by_kind
 from longvid_train.kvcache.rotation import Rotation
-from longvid_train.kvcache.scheme import Parameters, Sample, check_bits, check_choice, kinds_of
+from longvid_train.kvcache.scheme import Parameters, Sample, kinds_of
+from longvid_train.kvcache.schemes.searched import SearchedLevels
 
 GRID = 16
 GRID_NUMBERS = 2**16
@@ -39,28 +39,13 @@ class IntpCodec(AffineCodec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Intp:
+class Intp(SearchedLevels):
     """Eq. 3.7 with static parameters for each layer."""
 
     kind: ClassVar[str] = "intp"
     granularity: ClassVar[str] = "layer"
     formula: ClassVar[str] = "x^ = scale * (code - 2^(bits-1) + zero)"
-
-    bits: int = 2
-    search: Search = "mse"
-
-    symmetric: ClassVar[bool] = False
-    calibrated: ClassVar[bool] = True
     rotary: ClassVar[Literal["pre", "post"]] = "post"
-    block_tokens: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be coded."""
-        check_bits(self.bits, self.kind)
-        check_choice(self.search, SEARCHES, "search")
-
-    def check_head_dim(self, head_dim: int) -> None:
-        """Every head dim will do."""
 
     def fit(self, sample: Sample, *, separate: bool, rotation: Rotation | None) -> dict[str, torch.Tensor]:
         """``scale`` and ``zero``, each ``(K, 1, 1)``, and ``head_dim``."""

@@ -10,35 +10,21 @@ from typing import ClassVar, Literal
 import torch
 
 from longvid_train.kvcache.affine import AffineCodec
-from longvid_train.kvcache.clipping import SEARCHES, Search, least_squares_levels, minmax_levels
+from longvid_train.kvcache.clipping import least_squares_levels, minmax_levels
 from longvid_train.kvcache.codec import Codec
 from longvid_train.kvcache.rotation import Rotation
-from longvid_train.kvcache.scheme import Parameters, Sample, check_bits, check_choice, kinds_of
+from longvid_train.kvcache.scheme import Parameters, Sample, kinds_of
+from longvid_train.kvcache.schemes.searched import SearchedLevels
 
 
 @dataclass(frozen=True, kw_only=True)
-class StaticChannel:
+class StaticChannel(SearchedLevels):
     """One range a channel, from the calibration sample: all of it, or where the squared error is least."""
 
     kind: ClassVar[str] = "static_channel"
     granularity: ClassVar[str] = "channel"
     formula: ClassVar[str] = "x^ = scale * code + offset"
-
-    bits: int = 2
-    search: Search = "mse"
-
-    symmetric: ClassVar[bool] = False
-    calibrated: ClassVar[bool] = True
     rotary: ClassVar[Literal["pre", "post"]] = "post"
-    block_tokens: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be coded."""
-        check_bits(self.bits, self.kind)
-        check_choice(self.search, SEARCHES, "search")
-
-    def check_head_dim(self, head_dim: int) -> None:
-        """Every head dim will do."""
 
     def fit(self, sample: Sample, *, separate: bool, rotation: Rotation | None) -> dict[str, torch.Tensor]:
         """``scale`` and ``offset``, each ``(K, H, D)``."""
