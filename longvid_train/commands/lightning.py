@@ -23,6 +23,7 @@ def run(subcommand: str, arguments: list[str]) -> int:
     from longvid_train.training.nan_guard import NonFiniteError
     from longvid_train.training.notices import notice
     from longvid_train.training.stop_signal import EXIT_STOPPED, StopRequestedError, how_to_continue
+    from longvid_train.training.tracking import wandb_run_ends_here
 
     # After the imports: Lightning sets its loggers to INFO when it is imported.
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "jsonargparse"):
@@ -32,7 +33,8 @@ def run(subcommand: str, arguments: list[str]) -> int:
     warnings.filterwarnings("ignore", message="'set_vital' is deprecated", module="torchdata")
     transformers.utils.logging.disable_progress_bar()
     try:
-        RunCLI(subcommand, arguments)
+        with wandb_run_ends_here():
+            RunCLI(subcommand, arguments)
     except argparse.ArgumentError as error:
         raise UserError(_named(str(error), arguments) + one_line(str(error), subcommand)) from error
     except UserError as error:

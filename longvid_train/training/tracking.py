@@ -3,8 +3,10 @@
 import json
 import netrc
 import os
+import sys
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,6 +109,29 @@ def _wandb_logger(run_dir: str, *, offline: bool, project: str, name: str) -> Lo
 
     Path(run_dir).mkdir(parents=True, exist_ok=True)
     return WandbLogger(save_dir=run_dir, project=project, name=name, offline=offline, log_model=False)
+
+
+@contextmanager
+def wandb_run_ends_here() -> Iterator[None]:
+    """End the wandb run that the body began, marked as failed when the body raises.
+
+    An open run would take in whatever the next training of this process logs, in place of a run of its own. A run
+    that was open before, as under ``wandb.agent``, is its owner's to end.
+    """
+    before = _open_wandb_run()
+    exit_code = 1
+    try:
+        yield
+        exit_code = 0
+    finally:
+        run = _open_wandb_run()
+        if run is not None and run is not before:
+            run.finish(exit_code=exit_code)
+
+
+def _open_wandb_run() -> Any:
+    """The wandb run of this process; None when there is none or wandb was never imported (it takes a second)."""
+    return getattr(sys.modules.get("wandb"), "run", None)
 
 
 def _has_wandb_key() -> bool:

@@ -4,16 +4,18 @@ import json
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import wandb
 import yaml
 from safetensors.torch import load_file
 
 from longvid_train import cli
 from longvid_train.training.repetition import MEASURED_METRICS
-from longvid_train.training.tracking import read_metrics
+from longvid_train.training.tracking import read_metrics, wandb_run_ends_here
 
 FitConfig = Callable[..., Path]
 
@@ -69,6 +71,38 @@ def test_a_continued_run_leaves_a_config_of_the_whole_run_and_its_end(
         assert start["duration_s"] > 0
         assert abs((finished_at - started_at).total_seconds() - start["duration_s"]) < 2, "times are whole seconds"
         assert start["working_folder"] == str(Path.cwd())
+
+
+def test_each_run_of_a_process_has_a_wandb_run_of_its_own(
+    fit_config: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = fit_config(wandb="offline")
+    for name in ("first", "second"):
+        words = ["--run_dir", str(tmp_path / name), "--trainer.max_steps", "1"]
+        assert cli.main(["fit", "--config", str(config), *words]) == 0
+        assert wandb.run is None
+        assert len(list((tmp_path / name / "wandb").glob("offline-run-*/*.wandb"))) == 1
+
+
+def test_a_wandb_run_that_was_open_before_is_left_open(
+    fit_config: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with wandb.init(project="sweep", dir=tmp_path) as own:
+        words = ["--config", str(fit_config(wandb="offline")), "--trainer.max_steps", "1"]
+        assert cli.main(["fit", *words]) == 0
+        assert wandb.run is own
+
+
+def test_the_wandb_run_of_a_failed_training_is_marked_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    run = SimpleNamespace(finish=lambda exit_code: ended.append(exit_code))
+    monkeypatch.setattr(wandb, "run", None)
+    with pytest.raises(RuntimeError), wandb_run_ends_here():
+        monkeypatch.setattr(wandb, "run", run)
+        raise RuntimeError
+    assert ended == [1]
 
 
 def test_the_table_of_answers_in_the_offline_wandb_run(
