@@ -32,12 +32,16 @@ class ContextAttention(nn.Module):
             ``(n, H)``.
         """
         patches = patches.to(self.key_projector.weight.dtype)
-        query, key = self.query_projector(queries), self.key_projector(patches)
-        scores = query @ key.transpose(-1, -2) / patches.shape[-1] ** 0.5
-        attention = scores.softmax(dim=-1, dtype=torch.float32)
+        attention = self.scores(queries, patches).softmax(dim=-1, dtype=torch.float32)
         # The mean over queries commutes with the product by V: (n, P) weights instead of (n, M, C) values.
         weights = masked_mean(attention, query_mask).to(patches.dtype)
         return self.value_projector((weights.unsqueeze(1) @ patches).squeeze(1))
+
+    def scores(self, queries: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        """``q k^T / sqrt(C)``, what the softmax over patches takes: ``(n, M, P)`` of `forward`'s arguments."""
+        patches = patches.to(self.key_projector.weight.dtype)
+        query, key = self.query_projector(queries), self.key_projector(patches)
+        return query @ key.transpose(-1, -2) / patches.shape[-1] ** 0.5
 
 
 def masked_mean(rows: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
