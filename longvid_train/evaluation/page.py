@@ -1,16 +1,9 @@
 """The report as one HTML file: no script, no network; every text from data is escaped by the template engine."""
 
-import base64
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from numpy.typing import NDArray
-from PIL import Image
 
 from longvid_train.evaluation import formatting
 from longvid_train.evaluation.asked import Asked
@@ -19,8 +12,8 @@ from longvid_train.evaluation.reading import Run
 from longvid_train.evaluation.samples import SampleQuestion
 from longvid_train.evaluation.statistics import LEVEL, RESAMPLES
 from longvid_train.evaluation.summary import Scores, StageSummary, verdict
+from longvid_train.evaluation.templating import Filter, data_uri, page_environment, read_template
 
-THUMBNAIL_QUALITY = 88
 _NUMBER_WORDS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 
 
@@ -54,10 +47,10 @@ def render_page(title: str, parts: Sequence[StagePart], asked: Sequence[Asked]) 
         parts: the stages in order.
         asked: calls of ``longvid ask``.
     """
-    template = _environment().get_template("report.html")
+    template = page_environment(_FILTERS).get_template("report.html")
     return template.render(
         title=title,
-        style=Markup(_read_template("report.css")),
+        style=Markup(read_template("report.css")),
         headline=headline([part.summary for part in parts]),
         stages=[_stage_view(number, part) for number, part in enumerate(parts, start=1)],
         first=parts[0].run,
@@ -99,14 +92,7 @@ def total_wall_s(summaries: Sequence[StageSummary]) -> float | None:
     return None if None in times else sum(time for time in times if time is not None)
 
 
-def data_uri(frame: NDArray[np.uint8]) -> str:
-    """A frame ``(h, w, 3)`` uint8 as a JPEG data URI without colour subsampling."""
-    stream = io.BytesIO()
-    Image.fromarray(frame).save(stream, format="JPEG", quality=THUMBNAIL_QUALITY, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
-
-
-_FILTERS: tuple[Callable[..., str], ...] = (
+_FILTERS: tuple[Filter, ...] = (
     formatting.percent,
     formatting.interval,
     formatting.change,
@@ -142,19 +128,3 @@ def _hashes(parts: Sequence[StagePart]) -> list[tuple[str, str]]:
     """Every manifest with its SHA-256, once, in the order of the stages."""
     pairs = [pair for part in parts for start in part.run.starts for pair in start.manifest_sha256.items()]
     return list(dict.fromkeys(pairs))
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("longvid_train.evaluation", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update({function.__name__: function for function in _FILTERS})
-    return environment
-
-
-def _read_template(name: str) -> str:
-    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
