@@ -1,12 +1,13 @@
 """Adaptations as YAML: read strictly, written so that reading gives the same record back."""
 
 from collections.abc import Hashable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from longvid_train.adaptation.cache import CacheChoice
 from longvid_train.adaptation.records import (
     R,
     as_mapping,
@@ -20,10 +21,12 @@ from longvid_train.adaptation.settings import PLANS, WINDOWS, Adaptation
 from longvid_train.errors import UserError, nearest
 
 _KINDS: dict[str, Mapping[str, Any]] = {"plan": PLANS, "window": WINDOWS}
+_RECORDS = {"cache": CacheChoice}
+_HINTS = {"backbones": tuple[str, ...], "frames": int | None, "fps": float | None, "grouping": str}
 
 
 def load_adaptation(path: str | Path) -> Adaptation:
-    """Read one YAML file.
+    """Read one YAML file; a relative path to a quantizer in it is relative to its folder.
 
     Raises:
         UserError: the file is missing or not YAML, a key is unknown or given twice, or a value cannot be used.
@@ -32,7 +35,7 @@ def load_adaptation(path: str | Path) -> Adaptation:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as an adaptation: {error}") from None
-    return parse_adaptation(text, where=str(path))
+    return _resolved(parse_adaptation(text, where=str(path)), Path(path).parent)
 
 
 def parse_adaptation(text: str, *, where: str) -> Adaptation:
@@ -56,13 +59,7 @@ def adaptation_of(value: object, *, where: str) -> Adaptation:
     """
     given = as_mapping(value, where)
     check_keys(given, tuple(one.name for one in fields(Adaptation)), where)
-    hints = {"backbones": tuple[str, ...], "frames": int | None, "fps": float | None, "grouping": str}
-    parsed = {
-        key: _read_kind(one, _KINDS[key], f"{where}: {key}")
-        if key in _KINDS
-        else read_value(hints[key], one, f"{where}: {key}")
-        for key, one in given.items()
-    }
+    parsed = {key: _read_part(key, one, f"{where}: {key}") for key, one in given.items()}
     return construct(Adaptation, parsed, where)
 
 
@@ -72,12 +69,29 @@ def adaptation_values(adaptation: Adaptation) -> dict[str, Any]:
     for key in _KINDS.keys() & values.keys():
         part = values[key]
         values[key] = {"kind": part.kind} | plain_values(part)
+    for key in _RECORDS.keys() & values.keys():
+        values[key] = plain_values(values[key])
     return values
 
 
 def write_adaptation(adaptation: Adaptation) -> str:
     """YAML text that `parse_adaptation` reads back as the same record."""
     return yaml.safe_dump(adaptation_values(adaptation), sort_keys=False, default_flow_style=None)
+
+
+def _resolved(adaptation: Adaptation, folder: Path) -> Adaptation:
+    cache = adaptation.cache
+    if cache is None or cache.quantizer is None:
+        return adaptation
+    return replace(adaptation, cache=replace(cache, quantizer=str((folder / cache.quantizer).resolve())))
+
+
+def _read_part(key: str, value: object, where: str) -> Any:
+    if key in _KINDS:
+        return _read_kind(value, _KINDS[key], where)
+    if key in _RECORDS:
+        return None if value is None else read_record(_RECORDS[key], value, where)
+    return read_value(_HINTS[key], value, where)
 
 
 def _read_kind(value: object, kinds: Mapping[str, type[R]], where: str) -> R:

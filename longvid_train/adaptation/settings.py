@@ -1,4 +1,4 @@
-"""One adaptation: how many frames, how they are shown and encoded, and how the window is extended.
+"""One adaptation: how many frames, how they are shown and encoded, how the window is extended and the KV cache coded.
 
 Training-free methods differ in these settings only; ``ask``, LoRA training and evaluation use the same record, and an
 adapter stores it.
@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, field
 from typing import get_args
 
+from longvid_train.adaptation.cache import CacheChoice
 from longvid_train.errors import UserError, nearest
 from longvid_train.rope.linear import LinearWindow
 from longvid_train.rope.ntk import NtkWindow
@@ -41,6 +42,7 @@ class Adaptation:
         plan: how frames are shown.
         grouping: how a tower that sees several frames together gets them; ``"rearranged"`` is INTP's way.
         window: how the rotary window is extended.
+        cache: how the KV cache is compressed; ``None`` leaves it in full precision. Training keeps no cache.
     """
 
     backbones: tuple[str, ...] = ()
@@ -49,6 +51,7 @@ class Adaptation:
     plan: AnyPlan = field(default_factory=UniformPlan)
     grouping: Grouping = "consecutive"
     window: AnyWindow = field(default_factory=NoWindow)
+    cache: CacheChoice | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no video can satisfy."""

@@ -9,6 +9,7 @@ examples:
   longvid ask clip.mp4 "What happens?" --adapter runs/stage2_lora/adapter
   longvid ask movie.mp4 "Who wins?" --model llava-hf/llava-onevision-qwen2-7b-ov-hf --frames 256
       --adaptation configs/adaptations/visual_yarn.yaml
+  longvid ask movie.mp4 "Who wins?" --model MODEL --adaptation configs/adaptations/kv/kivi_g32.yaml --json
 
 The answer streams to stdout; progress and numbers go to stderr. Without --frames and --fps an adaptation's own frames
 are shown; without those a LLaMA-VID samples a video at 1 frame per second, or as densely as its window allows, and any
@@ -29,7 +30,7 @@ from longvid_train.commands.limits import add_limit_options, limits_of
 from longvid_train.errors import UserError
 
 if TYPE_CHECKING:
-    from longvid_train.generate.answer import Answer
+    from longvid_train.generate.answer import Answer, CacheUse
     from longvid_train.generate.chat import Conversation
     from longvid_train.generate.media import Medium, ReadOptions
     from longvid_train.generate.options import GenerationOptions
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--media", metavar="FILE", action="append", default=[], help="a further video or image (repeatable)")
     add("--stdin", action="store_true", help="read further questions from standard input, one a line")
     add("--model", metavar="MODEL", help=f"folder, or hub id of a backbone ({DEFAULT_MODEL} where it exists)")
-    add("--adaptation", type=Path, metavar="YAML", help="how videos are shown and how the window is extended")
+    add("--adaptation", type=Path, metavar="YAML", help="how videos are shown, the window is extended, the cache coded")
     add("--adapter", type=Path, metavar="FOLDER", help="LoRA adapter; its record names the model if --model does not")
     add("--template", help="LLaMA-VID: vicuna_v1 or plain (the one the checkpoint was trained with)")
     add("--prompt", metavar="TEXT", help=r'other models: e.g. "USER: <video>\n{question} ASSISTANT:" (chat template)')
@@ -157,6 +158,8 @@ def _check_questions(
     counts = prompting.token_counts(turns, layouts, options.max_new_tokens)
     if prompting.adaptation.window.extends:
         prompting.extension(prompting.skeleton(), counts)
+    if prompting.compression is not None:
+        prompting.check_cache(prompting.skeleton(), counts)
 
 
 def _check_words(arguments: argparse.Namespace) -> None:
@@ -338,6 +341,8 @@ def _answered(talk: "Conversation", question: str, options: "GenerationOptions",
         print(flush=True)
     for note in answer.notes:
         _say(note)
+    if answer.cache is not None:
+        _say(_cache_words(answer.cache))
     _say(_numbers(answer))
     return answer
 
@@ -348,6 +353,15 @@ def _numbers(answer: "Answer") -> str:
         f"{answer.new_tokens} new tokens; decode {answer.decode_s:.2f} s, encode {answer.encode_s:.2f} s, "
         f"generate {answer.generate_s:.2f} s; peak {answer.peak_bytes / 2**20:.0f} MiB; {answer.dtype} on "
         f"{answer.device}]"
+    )
+
+
+def _cache_words(cache: "CacheUse") -> str:
+    if not cache.coded_bytes:
+        return f"cache {cache.name}: nothing is coded, the sink and recent windows hold the whole sequence"
+    return (
+        f"cache {cache.name}: {cache.bits_per_number:.2f} bits a number, {cache.coded_bytes / 2**20:.2f} MiB coded, "
+        f"{cache.exact_bytes / 2**20:.2f} MiB exact, {cache.total_bytes / 2**20:.2f} MiB in all"
     )
 
 

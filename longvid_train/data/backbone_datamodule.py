@@ -68,6 +68,11 @@ class BackboneDataModule(ManifestDataModule):
                 not have.
         """
         self.adaptation: Adaptation = Adaptation() if adaptation is None else load_adaptation(adaptation)
+        if self.adaptation.cache is not None:
+            raise UserError(
+                f"{adaptation}: training keeps no KV cache, so cache has no effect; leave it out, and ask with an "
+                "adaptation that adds it"
+            )
         facts = read_facts(processor)
         self.adaptation.check_backbone(facts.model_type)
         _check_options(conversation, media, budget, loading, joint_frames=facts.grid.joint_frames)

@@ -41,6 +41,25 @@ class WindowUse:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CacheUse:
+    """The compressed KV cache of an answer, when its last token was made; of the whole batch when many were answered.
+
+    Attributes:
+        name: the preset, or the quantizer's folder.
+        bits_per_number: of the coded keys and values, metadata included; 0 where nothing was coded yet.
+        total_bytes: all that is allocated.
+        coded_bytes: codes with their metadata.
+        exact_bytes: sink and recent tokens in full precision.
+    """
+
+    name: str
+    bits_per_number: float
+    total_bytes: int
+    coded_bytes: int
+    exact_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Answer:
     """One answer.
 
@@ -65,6 +84,7 @@ class Answer:
         media: each medium's share of the above.
         plan: how the frames are shown, in words; empty without a token plan.
         window: see `WindowUse`.
+        cache: see `CacheUse`; ``None`` where the adaptation leaves the cache in full precision.
         notes: lines for the user: what plan and window did, and what has no effect.
     """
 
@@ -87,6 +107,7 @@ class Answer:
     media: tuple[ShownMedium, ...]
     plan: str
     window: WindowUse
+    cache: CacheUse | None
     notes: tuple[str, ...]
 
 

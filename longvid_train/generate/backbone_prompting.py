@@ -9,6 +9,7 @@ from transformers import GenerationConfig
 from longvid_train.adaptation.settings import Adaptation
 from longvid_train.data.checkpoint_template import CheckpointTemplate
 from longvid_train.data.conversation import ConversationOptions, MediumLayout
+from longvid_train.generate.compression import CacheCompression, read_compression
 from longvid_train.generate.prompting import Prompting
 from longvid_train.models.backbones.load import backbone_skeleton, read_config
 from longvid_train.models.backbones.planned import PLANNED, PlannedProcessor
@@ -26,13 +27,20 @@ class BackbonePrompting(Prompting):
         config: transformers' configuration of it.
         adaptation: see `Prompting`.
         further_ends: see ``AnswerDecoder``.
+        compression: of the KV cache, where the adaptation asks for one.
 
     Raises:
         UserError: the adaptation is for other models.
     """
 
     def __init__(
-        self, processor: BackboneProcessor, config: Any, adaptation: Adaptation, *, further_ends: tuple[int, ...] = ()
+        self,
+        processor: BackboneProcessor,
+        config: Any,
+        adaptation: Adaptation,
+        *,
+        further_ends: tuple[int, ...] = (),
+        compression: CacheCompression | None = None,
     ) -> None:
         self.planned = PlannedProcessor(processor, adaptation)
         self.config = config
@@ -45,17 +53,24 @@ class BackbonePrompting(Prompting):
             adaptation,
             processor.facts.trained,
             further_ends=further_ends,
+            compression=compression,
         )
 
     @classmethod
     def from_source(
-        cls, source: str | Path, *, adaptation: Adaptation | None = None, prompt: str | None = None
+        cls,
+        source: str | Path,
+        *,
+        adaptation: Adaptation | None = None,
+        adapter: Path | None = None,
+        prompt: str | None = None,
     ) -> "BackbonePrompting":
         """Read a checkpoint's configuration and processor, not its weights.
 
         Args:
             source: a folder, or a hub id (``str``).
             adaptation: default: the model as it is.
+            adapter: folder of an adapter that will be in the model; a cache's quantizer must be for both.
             prompt: instead of the chat template; see `BackboneProcessor`.
 
         Raises:
@@ -63,7 +78,9 @@ class BackbonePrompting(Prompting):
         """
         kind, config = read_config(source)
         processor = BackboneProcessor.load(source, kind.facts_of(config), prompt=prompt)
-        return cls(processor, config, adaptation or Adaptation(), further_ends=_ends(source))
+        chosen = adaptation or Adaptation()
+        compression = read_compression(chosen, source, config, adapter=adapter)
+        return cls(processor, config, chosen, further_ends=_ends(source), compression=compression)
 
     @property
     def facts(self) -> BackboneFacts:

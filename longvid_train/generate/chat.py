@@ -21,9 +21,8 @@ from longvid_train.adaptation.settings import Adaptation
 from longvid_train.data.conversation import shown_media
 from longvid_train.data.manifest import Turn
 from longvid_train.errors import UserError
-from longvid_train.generate.answer import Answer, ShownMedium, WindowUse, peak_bytes
-from longvid_train.generate.decoding import Generated
-from longvid_train.generate.engine import Asked, Engine, EngineOptions
+from longvid_train.generate.answer import Answer, CacheUse, ShownMedium, WindowUse, peak_bytes
+from longvid_train.generate.engine import Answered, Asked, Engine, EngineOptions
 from longvid_train.generate.loading import load_engine, read_prompting
 from longvid_train.generate.media import (
     EncodedMedia,
@@ -199,13 +198,13 @@ class VideoChat:
             for talk, turns, encoded in zip(conversations, asked, media, strict=True)
         ]
         clock = time.perf_counter()
-        generated = self.engine.answer(prompts, options, on_text)
+        answered = self.engine.answer(prompts, options, on_text)
         generate_s = time.perf_counter() - clock
         answers = []
         for row, talk in enumerate(conversations):
             spent_s = (media[row].decode_s, media[row].encode_s, generate_s) if fresh[row] else (0.0, 0.0, generate_s)
-            answers.append(self._answer(questions[row], talk, prompts[row], generated[row], media[row], spent_s))
-            talk.turns = (*asked[row], Turn("assistant", generated[row].text))
+            answers.append(self._answer(questions[row], talk, prompts[row], answered[row], media[row], spent_s))
+            talk.turns = (*asked[row], Turn("assistant", answered[row].generated.text))
         return answers
 
     def _answer(
@@ -213,7 +212,7 @@ class VideoChat:
         question: str,
         talk: "Conversation",
         asked: Asked,
-        generated: Generated,
+        answered: Answered,
         encoded: EncodedMedia,
         spent_s: tuple[float, float, float],
     ) -> Answer:
@@ -230,12 +229,12 @@ class VideoChat:
         )
         return Answer(
             question=question,
-            answer=generated.text,
+            answer=answered.generated.text,
             frames=sum(medium.frames for medium in shown),
             timestamps_s=tuple(time_s for medium in shown for time_s in medium.timestamps_s),
             visual_tokens=int((asked.sample.input_ids == self.prompting.processor.visual_token_id).sum()),
             prompt_tokens=len(asked.sample.input_ids),
-            new_tokens=generated.new_tokens,
+            new_tokens=answered.generated.new_tokens,
             seconds=sum(spent_s),
             decode_s=spent_s[0],
             encode_s=spent_s[1],
@@ -248,6 +247,7 @@ class VideoChat:
             media=shown,
             plan=self.prompting.plan_words(talk.layouts),
             window=_window_use(self.prompting, asked.counts),
+            cache=_cache_use(self.prompting, answered),
             notes=self._notes(talk, asked),
         )
 
@@ -342,6 +342,20 @@ def _window_use(prompting: Prompting, counts: TokenCounts) -> WindowUse:
         trained_tokens=extent.trained_tokens,
         scale=extent.scale,
         language_tokens=extent.language_tokens,
+    )
+
+
+def _cache_use(prompting: Prompting, answered: Answered) -> CacheUse | None:
+    used = answered.cache
+    if used is None:
+        return None
+    assert prompting.compression is not None
+    return CacheUse(
+        name=prompting.compression.name,
+        bits_per_number=used.bits_per_number,
+        total_bytes=used.total,
+        coded_bytes=used.coded,
+        exact_bytes=used.exact,
     )
 
 

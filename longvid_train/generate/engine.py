@@ -7,8 +7,8 @@ are the same for all. ``N`` frames of one medium, ``T`` visual tokens of one pro
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ from longvid_train.generate.generation import generate_prompts
 from longvid_train.generate.options import GenerationOptions
 from longvid_train.generate.prompting import Prompting
 from longvid_train.generate.streaming import OnText
+from longvid_train.kvcache.attention import attending_on_codes
+from longvid_train.kvcache.cache import CacheBytes, QuantizedKVCache
 from longvid_train.models.prefill import PREFILL_CHUNK
 from longvid_train.rope.extension import Extension, installed
 from longvid_train.rope.scale import TokenCounts
@@ -70,6 +72,19 @@ class Asked:
     counts: TokenCounts
     shown: tuple[int, ...]
     kept: tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One prompt's answer.
+
+    Attributes:
+        generated: its text.
+        cache: of the batch it was answered in, when the last token was made; ``None`` for a cache in full precision.
+    """
+
+    generated: Generated
+    cache: CacheBytes | None
 
 
 class Engine(ABC):
@@ -126,13 +141,32 @@ class Engine(ABC):
         """What the window does to this model for an input; raises as `Prompting.extension`."""
         return self.prompting.extension(self.model, counts)
 
+    def new_cache(self) -> QuantizedKVCache | None:
+        """An empty cache as the adaptation wants it, to be read inside `reading`; ``None`` is transformers' own."""
+        compression = self.prompting.compression
+        return None if compression is None else compression.new_cache()
+
+    @contextmanager
+    def reading(self, extension: Extension | None) -> Iterator[None]:
+        """The block in which the model reads prompts: under their window, and on the codes of a compressed cache.
+
+        Args:
+            extension: from `extension`, for every prompt and cache that is read in the block.
+        """
+        with ExitStack() as block:
+            if extension is not None:
+                block.enter_context(installed(self.model, extension))
+            if self.prompting.compression is not None:
+                block.enter_context(attending_on_codes(self.model))
+            yield
+
     @torch.no_grad()
     def answer(
         self, prompts: Sequence[Asked], options: GenerationOptions, on_text: OnText | None = None
-    ) -> list[Generated]:
+    ) -> list[Answered]:
         """Answer prompts together: in one left-padded batch, or one for each set of frequencies their windows give.
 
-        The frequencies are fixed for prefill and generation of a prompt.
+        The frequencies are fixed for prefill and generation of a prompt. Each batch has a cache of its own.
 
         Args:
             prompts: at least one.
@@ -143,16 +177,18 @@ class Engine(ABC):
             One answer a prompt, in order.
 
         Raises:
-            UserError: a prompt does not fit its window.
+            UserError: a prompt does not fit its window, or the cache was calibrated under another.
         """
+        for asked in prompts:
+            self.prompting.check_cache(self.model, asked.counts)
         extensions = [self.extension(asked.counts) for asked in prompts]
         alike: dict[object, list[int]] = defaultdict(list)
         for row, extension in enumerate(extensions):
             alike[None if extension is None else extension.fingerprint].append(row)
-        answers: dict[int, Generated] = {}
+        answers: dict[int, Answered] = {}
         for rows in alike.values():
-            extension = extensions[rows[0]]
-            with nullcontext() if extension is None else installed(self.model, extension):
+            cache = self.new_cache()
+            with self.reading(extensions[rows[0]]):
                 generated = generate_prompts(
                     self.model,
                     self.prompting.decoder,
@@ -162,6 +198,8 @@ class Engine(ABC):
                     on_text,
                     placeholder_id=self.prompting.processor.visual_token_id,
                     prefill_chunk=self.options.prefill_chunk,
+                    cache=cache,
                 )
-            answers |= dict(zip(rows, generated, strict=True))
+            used = None if cache is None else cache.used_bytes()
+            answers |= {row: Answered(one, used) for row, one in zip(rows, generated, strict=True)}
         return [answers[row] for row in range(len(prompts))]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
+from transformers.cache_utils import Cache
 
 from longvid_train.generate.decoding import AnswerDecoder, Generated
 from longvid_train.generate.options import GenerationOptions
@@ -59,6 +60,7 @@ def generate_prompts(
     *,
     placeholder_id: int,
     prefill_chunk: int,
+    cache: Cache | None = None,
 ) -> list[Generated]:
     """Answer prompts whose visual tokens are given, in one left-padded batch.
 
@@ -71,6 +73,7 @@ def generate_prompts(
         on_text: as `generate_answers`.
         placeholder_id: stands for one visual token.
         prefill_chunk: positions that pass the decoder at once.
+        cache: as ``generate_from_tokens``.
 
     Returns:
         One answer a prompt, in order.
@@ -87,6 +90,7 @@ def generate_prompts(
             visual_tokens,
             placeholder_id=placeholder_id,
             prefill_chunk=prefill_chunk,
+            cache=cache,
             **_keywords(decoder, options, streamer),
         )
     return _read(output[:, ids.shape[1] :], decoder, on_text if streamer is None else None)

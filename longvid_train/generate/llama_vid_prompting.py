@@ -13,6 +13,7 @@ from longvid_train.data.conversation import ConversationOptions, EncodedSample, 
 from longvid_train.data.manifest import Turn
 from longvid_train.data.processing import MultimodalProcessor
 from longvid_train.data.templates import Template, template_by_name
+from longvid_train.generate.compression import CacheCompression, read_compression
 from longvid_train.generate.prompting import Prompting, rope_words
 from longvid_train.models.adapter import Adapter
 from longvid_train.models.backbones.llama_vid import LlamaVid
@@ -35,6 +36,7 @@ class LlamaVidPrompting(Prompting):
         template: the one the model was trained with.
         options: content grids and media per turn, as in training.
         adaptation: see `Prompting`.
+        compression: see `Prompting`.
 
     Raises:
         UserError: the adaptation is for other models, or its plan needs content tokens and the model has none.
@@ -47,6 +49,8 @@ class LlamaVidPrompting(Prompting):
         template: Template,
         options: ConversationOptions,
         adaptation: Adaptation,
+        *,
+        compression: CacheCompression | None = None,
     ) -> None:
         adaptation.check_backbone(config.model_type)
         text_config = config.text_config
@@ -64,6 +68,7 @@ class LlamaVidPrompting(Prompting):
             adaptation,
             TrainedWindows(visual=None, language=int(text_config.max_position_embeddings)),
             rope=rope_words(text_config.rope_parameters),
+            compression=compression,
         )
 
     @classmethod
@@ -95,12 +100,16 @@ class LlamaVidPrompting(Prompting):
         trained_options = ConversationOptions(
             image_content_grid=settings.image_content_grid, video_content_grid=settings.video_content_grid
         )
+        if adapter is not None:
+            config = adapter.adapt_config(config)
+        chosen = adaptation or Adaptation()
         return cls(
             processor,
-            config if adapter is None else adapter.adapt_config(config),
+            config,
             template or template_by_name(settings.template),
             options or trained_options,
-            adaptation or Adaptation(),
+            chosen,
+            compression=read_compression(chosen, folder, config, adapter=None if adapter is None else adapter.folder),
         )
 
     @property

@@ -33,7 +33,8 @@ def read_prompting(
 
     Args:
         source: a folder, or a hub id (``str``).
-        adaptation: default: that of the adapter's training, else the model as it is.
+        adaptation: default: that of the adapter's training, else the model as it is. With a backbone's adapter it may
+            differ from that of the training in the cache only.
         adapter: trained on the checkpoint.
         template: of a LLaMA-VID: name of a chat template; default: the one it was trained with.
         prompt: of a backbone: instead of its chat template; holds its placeholder and ``{question}`` once each.
@@ -57,8 +58,9 @@ def read_prompting(
     if isinstance(adapter, BackboneAdapter):
         if adaptation is not None:
             adapter.check_adaptation(adaptation, "--adaptation")
-        adaptation = adapter.adaptation
-    return BackbonePrompting.from_source(source, adaptation=adaptation, prompt=prompt)
+        adaptation = adaptation or adapter.adaptation
+    folder = None if adapter is None else adapter.folder
+    return BackbonePrompting.from_source(source, adaptation=adaptation, adapter=folder, prompt=prompt)
 
 
 def load_engine(

@@ -23,8 +23,11 @@ from longvid_train.data.processing import MultimodalProcessor
 from longvid_train.data.row_checks import PLACEHOLDER
 from longvid_train.data.templates import Template
 from longvid_train.errors import UserError
+from longvid_train.generate.compression import CacheCompression, window_words
 from longvid_train.generate.decoding import AnswerDecoder
+from longvid_train.kvcache.rotation import Rotation
 from longvid_train.rope.extension import Extension, prepare
+from longvid_train.rope.rotary import find_rotary
 from longvid_train.rope.scale import Extent, TokenCounts, TrainedWindows, extent_of
 from longvid_train.tokens.plan import TokenPlan
 
@@ -60,6 +63,7 @@ class Prompting(ABC):
         trained: windows the checkpoint was trained on, in tokens.
         rope: how its window came about, for messages, e.g. ``"rope linear x4"``; empty when it is the model's own.
         further_ends: see `AnswerDecoder`.
+        compression: of the KV cache, where the adaptation asks for one.
     """
 
     def __init__(
@@ -72,13 +76,16 @@ class Prompting(ABC):
         *,
         rope: str = "",
         further_ends: tuple[int, ...] = (),
+        compression: CacheCompression | None = None,
     ) -> None:
+        assert (compression is None) == (adaptation.cache is None), "read_compression gives what the adaptation says"
         self.processor = processor
         self.template = template
         self.options = options
         self.adaptation = adaptation
         self.trained = trained
         self.rope = rope
+        self.compression = compression
         self.decoder = AnswerDecoder(processor, template, further_ends)
 
     @abstractmethod
@@ -149,6 +156,22 @@ class Prompting(ABC):
         if not self.adaptation.window.extends:
             return None
         return prepare(model, self.adaptation.window, counts=counts, trained=self.trained)
+
+    def check_cache(self, model: nn.Module, counts: TokenCounts) -> None:
+        """Refuse an input for which the model, or a `skeleton`, rotates otherwise than the cache's calibration.
+
+        Raises:
+            UserError: naming both windows; or as `extension`.
+        """
+        if self.compression is None or self.compression.quantizer.rotation is None:
+            return
+        extension, rotary = self.extension(model, counts), find_rotary(model)
+        if extension is None:
+            rotation = Rotation(rotary.inv_freq, rotary.attention_scaling)
+        else:
+            rotation = Rotation(extension.inv_freq, extension.attention_scaling)
+        scale = None if extension is None else extension.scale
+        self.compression.check_rotation(rotation, window_words(self.adaptation, scale))
 
     def fits(self, layouts: Sequence[MediumLayout], questions: Sequence[str], max_new_tokens: int) -> bool:
         """Whether a whole conversation fits the window, each answer counted as ``max_new_tokens``."""

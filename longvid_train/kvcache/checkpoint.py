@@ -110,7 +110,7 @@ def save_quantizer(folder: Path, quantizer: Quantizer, record: QuantizerRecord) 
 
 
 def load_quantizer(
-    folder: Path, *, model: ModelIdentity, shape: CacheShape, rotation: Rotation
+    folder: Path, *, model: ModelIdentity, shape: CacheShape, rotation: Rotation | None
 ) -> tuple[Quantizer, QuantizerRecord]:
     """Read a quantizer for a model.
 
@@ -118,7 +118,8 @@ def load_quantizer(
         folder: of the checkpoint.
         model: the model at hand; its ``config_hash`` must be the stored one, its name may differ.
         shape: of its cache.
-        rotation: of its decoder, a window installed on it included.
+        rotation: of its decoder, a window installed on it included; ``None`` where each input has its own, which the
+            caller compares with that of the quantizer.
 
     Raises:
         UserError: a file is missing, broken or of another format; the model, shape or rotation is another, naming both.
@@ -138,7 +139,8 @@ def load_quantizer(
     if (inv_freq is None) != (scaling is None):
         raise UserError(f"{folder}: only one of both files holds a rotation; save it again")
     stored_rotation = None if inv_freq is None or scaling is None else Rotation(inv_freq, scaling)
-    if stored_rotation is not None and (different := stored_rotation.differs(rotation)) is not None:
+    different = None if stored_rotation is None or rotation is None else stored_rotation.differs(rotation)
+    if different is not None:
         raise UserError(
             f"{folder} was calibrated under another rotary embedding than the model's ({different}); "
             "use the same window, or calibrate again"
@@ -150,6 +152,21 @@ def load_quantizer(
         raise UserError(f"{folder / CONFIG_NAME}: errors of {len(errors)} of {shape.layers} layers; save it again")
     quantizer = Quantizer(policy=policy, shape=shape, rotation=stored_rotation, layers=layers, errors=errors)
     return quantizer, record
+
+
+def stored_policy(folder: Path) -> tuple[CachePolicy, CacheShape]:
+    """The settings of a checkpoint and the cache it is for, from its config alone: enough to count bytes.
+
+    Raises:
+        UserError: the config is missing, broken or of another format.
+    """
+    config = _read_config(folder / CONFIG_NAME)
+    try:
+        return _policy(config["policy"]), CacheShape(**config["shape"])
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{folder / CONFIG_NAME}: a field is missing, unknown or wrong ({error}); save it again"
+        ) from error
 
 
 def _tensors(quantizer: Quantizer) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
 from longvid_train.errors import UserError
+from longvid_train.kvcache.cache import QuantizedKVCache
 from longvid_train.models.splice import embed_and_splice
 
 PREFILL_CHUNK = 1024
@@ -40,7 +41,9 @@ def generate_from_tokens(
         visual_tokens: ``(T_r, H)`` of each row in reading order, on any device.
         placeholder_id: stands for one visual token; may lie outside the vocabulary.
         prefill_chunk: positions that pass the decoder at once.
-        cache: an empty one to fill; default: transformers' ``DynamicCache``.
+        cache: to fill; default: transformers' ``DynamicCache``. It may hold the prompt's first positions, all but the
+            last at most: then prefill goes on behind them. A quantized cache needs ``attending_on_codes`` around the
+            call; which tokens of the prompt are visual is told to it here.
         **options: of transformers' ``generate``.
 
     Returns:
@@ -48,18 +51,21 @@ def generate_from_tokens(
 
     Raises:
         UserError: a row's placeholders and visual tokens differ in number, ``prefill_chunk`` is below 1, or the cache
-            holds tokens.
+            holds as many tokens as the prompt, or more.
     """
     if prefill_chunk < 1:
         raise UserError(f"prefill_chunk is {prefill_chunk}; it must be at least 1 token")
-    if cache is not None and cache.get_seq_length():
-        raise UserError(f"the cache holds {cache.get_seq_length()} tokens; give an empty one, the prompt is whole")
     prompt = _Prompt(model, input_ids, attention_mask, visual_tokens, placeholder_id)
     last = input_ids.shape[1] - 1
     if cache is None:
         cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    read = cache.get_seq_length()
+    if read > last:
+        raise UserError(f"the cache holds {read} tokens, the prompt has {last + 1}; give one that holds a part of it")
+    if not read and isinstance(cache, QuantizedKVCache) and cache.quantizer.policy.separate_visual:
+        cache.describe(visual=prompt.placeholders)
     decoder, positions = model.get_decoder(), (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-    for start in range(0, last, prefill_chunk):
+    for start in range(read, last, prefill_chunk):
         end = min(start + prefill_chunk, last)
         decoder(
             inputs_embeds=prompt.embeddings(start, end),
@@ -77,7 +83,11 @@ def generate_from_tokens(
 
 
 class _Prompt:
-    """Embeddings of any stretch of positions, spliced when they are asked for."""
+    """Embeddings of any stretch of positions, spliced when they are asked for.
+
+    Attributes:
+        placeholders: ``(B, S)`` bool, the visual tokens.
+    """
 
     def __init__(
         self,
@@ -91,8 +101,8 @@ class _Prompt:
         self._input_ids = input_ids
         self._tokens = visual_tokens
         self._placeholder_id = placeholder_id
-        placeholders = (input_ids == placeholder_id) & attention_mask.bool()
-        self._before = torch.nn.functional.pad(placeholders.cumsum(dim=1), (1, 0)).tolist()
+        self.placeholders = (input_ids == placeholder_id) & attention_mask.bool()
+        self._before = torch.nn.functional.pad(self.placeholders.cumsum(dim=1), (1, 0)).tolist()
         for row, (tokens, before) in enumerate(zip(visual_tokens, self._before, strict=True)):
             if len(tokens) != before[-1]:
                 raise UserError(

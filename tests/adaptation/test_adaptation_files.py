@@ -7,6 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from longvid_train.adaptation.cache import CacheChoice
 from longvid_train.adaptation.reading import (
     adaptation_of,
     adaptation_values,
@@ -70,7 +71,9 @@ EXPECTED = {
 GENERAL = {
     *("none", "linear", "ntk", "yarn", "visual_yarn", "visual_yarn_progressive", "visual_yarn_small_window"),
     *("intp", "intp_consecutive"),
+    "kv/visual_yarn_kivi_g32",
 }
+KV_ALONE = {"kv/kivi_g32", "kv/kivi_g128"}
 NANO = {
     f"nano/{name}"
     for name in ("yarn", "visual_linear", "visual_ntk", "visual_yarn_progressive", "rearranged", "intp_visual")
@@ -82,7 +85,7 @@ def name_of(path: Path) -> str:
 
 
 def test_every_row_is_shipped_and_nothing_else() -> None:
-    assert {name_of(path) for path in SHIPPED} == EXPECTED.keys() | GENERAL | NANO
+    assert {name_of(path) for path in SHIPPED} == EXPECTED.keys() | GENERAL | NANO | KV_ALONE
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
@@ -154,11 +157,25 @@ windows = st.one_of(
         plan=plans,
         grouping=st.sampled_from(["consecutive", "rearranged"]),
         window=windows,
+        cache=st.none()
+        | st.builds(
+            CacheChoice,
+            preset=st.sampled_from(["full", "kivi_g32", "kivi_g128"]),
+            sink_tokens=st.none() | st.integers(0, 9),
+            recent_tokens=st.none() | st.integers(0, 999),
+        )
+        | st.builds(CacheChoice, quantizer=st.sampled_from(["/q", "a b/c", "null", "1"])),
     )
 )
 def test_what_is_written_is_read_back_the_same(adaptation: Adaptation) -> None:
     assert parse_adaptation(write_adaptation(adaptation), where="a.yaml") == adaptation
     assert adaptation_of(adaptation_values(adaptation), where="") == adaptation
+
+
+@pytest.mark.parametrize("name", sorted(KV_ALONE))
+def test_a_cache_alone_changes_neither_plan_nor_window(name: str) -> None:
+    adaptation = load_adaptation(CONFIGS / f"{name}.yaml")
+    assert adaptation == Adaptation(cache=CacheChoice(preset=name.removeprefix("kv/")))
 
 
 def test_an_empty_file_is_the_model_as_it_is() -> None:
@@ -202,6 +219,15 @@ def test_an_empty_file_is_the_model_as_it_is() -> None:
         ("grouping: rearange", "a.yaml: grouping 'rearange' is unknown; did you mean 'rearranged'"),
         ("{frames: 5, plan: {kind: slowfast}}", "frames is 5, but the plan 'slowfast' needs at least 10"),
         ("frames: 5\nframes: 6", "a.yaml: not valid YAML: the key 'frames' stands twice"),
+        ("cache: {}", "a.yaml: cache: neither of preset and quantizer is given; give one"),
+        ("cache: {preset: kivi_g32, quantizer: q}", "a.yaml: cache: both of preset and quantizer"),
+        ("cache: {preset: kivi_g23}", "a.yaml: cache: cache policy 'kivi_g23' is unknown; did you mean 'kivi_g32'"),
+        ("cache: {preset: lloyd2}", "cache: preset 'lloyd2' has static parameters: run `longvid calibrate`"),
+        ("cache: {preset: kivi_g32, recent_tokens: -1}", "cache: recent_tokens is -1; it must be at least 0"),
+        ("cache: {quantizer: q, sink_tokens: 8}", "cache: sink_tokens has no effect: a quantizer keeps"),
+        ("cache: {quantizer: ''}", "cache: quantizer is empty; name the folder"),
+        ("cache: kivi_g32", "a.yaml: cache must be a mapping of names to values, got 'kivi_g32'"),
+        ("cache: {presets: kivi_g32}", "cache: 'presets' is unknown; did you mean 'preset'"),
         ("frames: [", "a.yaml: not valid YAML"),
         ("- frames", "a.yaml must be a mapping"),
     ],
@@ -219,6 +245,18 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"binary.yaml: cannot be read"):
         load_adaptation(tmp_path / "binary.yaml")
+
+
+def test_a_quantizer_is_looked_for_beside_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "deeper" / "a.yaml").write_text("cache: {quantizer: ../q}")
+    (tmp_path / "deeper" / "b.yaml").write_text("cache: {quantizer: /elsewhere/q}")
+    monkeypatch.chdir(tmp_path)
+    read = load_adaptation("deeper/a.yaml")
+    assert read.cache == CacheChoice(quantizer=str(tmp_path / "q"))
+    assert load_adaptation("deeper/b.yaml").cache == CacheChoice(quantizer="/elsewhere/q")
+    (tmp_path / "copy.yaml").write_text(write_adaptation(read))
+    assert load_adaptation("copy.yaml") == read
 
 
 def test_an_adaptation_for_another_backbone_is_refused() -> None:

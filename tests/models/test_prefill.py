@@ -125,15 +125,34 @@ def test_an_extension_holds_for_prefill_and_generation(chunk):
     assert not torch.allclose(plain.logits[0], ours.logits[0], rtol=1e-3)
 
 
-def test_a_given_cache_is_filled_and_a_full_one_refused():
+def test_a_given_cache_is_filled_and_one_beyond_the_prompt_refused():
     backbone, tokens = loaded("next_video")
     ids = tiny.prompt("next_video", len(tokens))
     cache = DynamicCache(config=backbone.model.config.get_text_config())
     given = chunked(backbone, ids, [tokens], 5, cache=cache)
     assert torch.equal(given.sequences, chunked(backbone, ids, [tokens], 5).sequences)
     assert cache.get_seq_length() == given.sequences.shape[1] - 1
-    with pytest.raises(UserError, match="give an empty one"):
+    with pytest.raises(UserError, match=rf"holds {cache.get_seq_length()} tokens, the prompt has {ids.shape[1]}; give"):
         chunked(backbone, ids, [tokens], 5, cache=cache)
+
+
+@pytest.mark.parametrize("kept", [1, 20, None])
+def test_a_cache_of_the_prompts_first_positions_is_continued_behind_them(kept):
+    """What the model generated is cropped away; only the positions behind the kept ones pass the decoder."""
+    backbone, tokens = loaded("onevision")
+    ids = tiny.prompt("onevision", len(tokens))
+    kept = ids.shape[1] - 1 if kept is None else kept
+    cache = DynamicCache(config=backbone.model.config.get_text_config())
+    whole = chunked(backbone, ids, [tokens], 4096, cache=cache)
+    cache.crop(kept - cache.get_seq_length())
+    seen = []
+    backbone.model.get_decoder().register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    again = chunked(backbone, ids, [tokens], 4096, cache=cache)
+    assert sum(seen) == ids.shape[1] - kept + 5
+    assert torch.equal(again.sequences, whole.sequences)
+    torch.testing.assert_close(torch.stack(again.logits), torch.stack(whole.logits), rtol=1e-9, atol=1e-9)
 
 
 def test_numbers_that_do_not_belong_together_are_refused():
