@@ -223,6 +223,31 @@ class QuantizedLayer(CacheLayerMixin):
         ]
         return torch.cat(outputs, dim=3).flatten(1, 2).to(query.dtype)
 
+    def scores(self, query: torch.Tensor, scaling: float) -> torch.Tensor:
+        """Scores of queries against all settled tokens, unmasked; at most a page of keys is decoded at a time.
+
+        Args:
+            query: ``(B, Hq, Q, D)``.
+            scaling: of the scores.
+
+        Returns:
+            ``(B, Hq, Q, T)`` float32.
+        """
+        self._check_settled()
+        if self._settings.offload:
+            self.prefetch()
+        heads, queries = self._recent[0].shape[1], query.shape[2]
+        rows = (torch.unflatten(query.float(), 1, (heads, -1)) * scaling).flatten(2, 3)
+        parts, start = [], 0
+        for page in self._store.pages:
+            parts.append(self._key_codec.scores(rows, page.keys, self._places(start, start + page.length)))
+            start += page.length
+        parts.append(rows @ self._recent[0].float().transpose(-1, -2))
+        scores = self._sinks.restored(torch.cat(parts, dim=-1), rows, coded=start)
+        if self._settings.offload:
+            self.offload()
+        return torch.unflatten(scores, 2, (-1, queries)).flatten(1, 2)
+
     def settle(self) -> None:
         """Make the pending tokens recent, and code whole blocks of what is beyond the recent window."""
         assert self._pending is not None, "settling comes after update"

@@ -39,6 +39,15 @@ class SinkTokens:
         place = torch.arange(start, stop, device=self.index.device)
         return (self.index[:, :, None] == place).any(1)
 
+    def restored(self, scores: torch.Tensor, rows: torch.Tensor, *, coded: int) -> torch.Tensor:
+        """Scores ``(B, H, R, T)`` of rows ``(B, H, R, D)``, those of sinks among the first ``coded`` tokens exact."""
+        inside = self.index < coded
+        if not inside.any():
+            return scores
+        exact = rows @ self.keys.float().transpose(-1, -2)
+        columns = torch.where(inside, self.index, scores.shape[-1])[:, None, None, :].expand_as(exact)
+        return torch.nn.functional.pad(scores, (0, 1)).scatter(-1, columns, exact)[..., :-1]
+
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Change every tensor."""
         self.index, self.keys, self.values = change(self.index), change(self.keys), change(self.values)
