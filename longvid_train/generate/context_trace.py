@@ -46,6 +46,7 @@ class ContextTrace:
         question: as the text decoder read it.
         answer: the model's.
         medium: path of the video or image.
+        image: whether it is a still image.
         rows: patches from top to bottom.
         columns: patches from left to right.
         shown: frames the model was shown, of which `frames` are all or an even choice.
@@ -55,6 +56,7 @@ class ContextTrace:
     question: str
     answer: str
     medium: str
+    image: bool
     rows: int
     columns: int
     shown: int
@@ -118,6 +120,7 @@ def _trace(
         question=question,
         answer=answer,
         medium=medium.path,
+        image=medium.type == "image",
         rows=side,
         columns=side,
         shown=medium.layout.frame_count,
