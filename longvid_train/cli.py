@@ -14,23 +14,28 @@ from longvid_train.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: the module that runs it and the line ``longvid --help`` shows."""
+    """A subcommand: the module that runs it, the line ``longvid --help`` shows, and who parses its words.
+
+    A module that parses them itself is called as ``run(name, words)``; of another, ``add_arguments`` declares them.
+    """
 
     module: str
     summary: str
+    parses_itself: bool = False
 
 
 COMMANDS = {
-    "fit": Command("lightning", "train a stage from a config (LightningCLI)"),
-    "validate": Command("lightning", "run the held-out set of a config (LightningCLI)"),
-    "test": Command("lightning", "run the test set of a config (LightningCLI)"),
-    "predict": Command("lightning", "run prediction of a config (LightningCLI)"),
+    "fit": Command("lightning", "train a stage from a config (LightningCLI)", parses_itself=True),
+    "validate": Command("lightning", "run the held-out set of a config (LightningCLI)", parses_itself=True),
+    "test": Command("lightning", "run the test set of a config (LightningCLI)", parses_itself=True),
+    "predict": Command("lightning", "run prediction of a config (LightningCLI)", parses_itself=True),
     "init": Command("init", "assemble an untrained LLaMA-VID from pretrained parts"),
     "convert": Command("convert", "convert public LLaMA-VID weights"),
     "merge": Command("merge", "merge a LoRA adapter into its base model"),
     "frames": Command("frames", "write the frames the model would see as PNGs"),
     "ask": Command("ask", "ask a question about a video or an image"),
     "cost": Command("cost", "plan memory, operations and time of a job before it runs"),
+    "calibrate": Command("calibrate", "fit a KV-cache quantizer to a calibration set and judge it", parses_itself=True),
     "world": Command("world", "render synthetic episodes with known answers"),
     "reproduce": Command("reproduce", "check the papers' claims on nano models and held-out episodes"),
     "report": Command("report", "write the HTML report of a three-stage run"),
@@ -56,7 +61,7 @@ def _dispatch(words: list[str]) -> int:
             f"'{name}' is not a command{nearest(name, list(COMMANDS)) or '.'} Run 'longvid --help' for the list."
         )
     module = importlib.import_module(f"longvid_train.commands.{COMMANDS[name].module}")
-    if COMMANDS[name].module == "lightning":
+    if COMMANDS[name].parses_itself:
         return int(module.run(name, rest))
     parser = OneLineParser(
         prog=f"longvid {name}",

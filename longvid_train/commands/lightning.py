@@ -15,7 +15,6 @@ def run(subcommand: str, arguments: list[str]) -> int:
         UserError: a mistake in a config, a flag, a manifest, a checkpoint or a video.
     """
     # Importing Lightning takes seconds: only the commands that train pay for it.
-    import transformers
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
     from longvid_train.training.cli import RunCLI
@@ -25,18 +24,12 @@ def run(subcommand: str, arguments: list[str]) -> int:
     from longvid_train.training.stop_signal import EXIT_STOPPED, StopRequestedError, how_to_continue
     from longvid_train.training.tracking import wandb_run_ends_here
 
-    # After the imports: Lightning sets its loggers to INFO when it is imported.
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "jsonargparse"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
-    # torchdata 0.11 calls a function of torch that does nothing any more.
-    warnings.filterwarnings("ignore", message="'set_vital' is deprecated", module="torchdata")
-    transformers.utils.logging.disable_progress_bar()
+    quiet_libraries()
     try:
         with wandb_run_ends_here():
             RunCLI(subcommand, arguments)
     except argparse.ArgumentError as error:
-        raise UserError(_named(str(error), arguments) + one_line(str(error), subcommand)) from error
+        raise UserError(named_configs(str(error), arguments) + one_line(str(error), subcommand)) from error
     except UserError as error:
         raise UserError(_without_worker_trace(str(error))) from error
     except StopRequestedError as stop:
@@ -52,7 +45,20 @@ def run(subcommand: str, arguments: list[str]) -> int:
     return 0
 
 
-def _named(message: str, arguments: list[str]) -> str:
+def quiet_libraries() -> None:
+    """Leave a command's log to the command: no notices and progress bars of the libraries under it."""
+    import pytorch_lightning  # noqa: F401 - sets its loggers to INFO when it is imported, and must come first
+    import transformers
+
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "jsonargparse"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
+    # torchdata 0.11 calls a function of torch that does nothing any more.
+    warnings.filterwarnings("ignore", message="'set_vital' is deprecated", module="torchdata")
+    transformers.utils.logging.disable_progress_bar()
+
+
+def named_configs(message: str, arguments: list[str]) -> str:
     """Name the config files when YAML cannot be parsed: the parser's own message does not."""
     if "Problems parsing config" not in message:
         return ""

@@ -82,7 +82,7 @@ class BackboneDataModule(ManifestDataModule):
             val=val,
             test=test,
             conversation=replace(conversation, image_content_grid=ALL_PATCHES, video_content_grid=PLANNED),
-            media=replace(media, sampling=_sampling(self.adaptation, media.sampling)),
+            media=replace(media, sampling=adapted_sampling(self.adaptation, media.sampling)),
             budget=budget,
             bad_samples=bad_samples,
             rules=rules,
@@ -155,7 +155,8 @@ def _check_options(
         )
 
 
-def _sampling(adaptation: Adaptation, otherwise: Sampling) -> Sampling:
+def adapted_sampling(adaptation: Adaptation, otherwise: Sampling) -> Sampling:
+    """The adaptation's ``fps`` or ``frames``, else ``otherwise``."""
     if adaptation.fps is not None:
         return FramesPerSecond(fps=adaptation.fps, max_frames=adaptation.frames)
     return otherwise if adaptation.frames is None else UniformFrames(count=adaptation.frames)

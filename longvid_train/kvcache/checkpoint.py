@@ -17,6 +17,7 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from longvid_train import __version__
 from longvid_train.errors import UserError
 from longvid_train.files import atomic_folder, sha256_file, write_json
 from longvid_train.kvcache.policy import SCHEMES, AnyScheme, CachePolicy
@@ -169,6 +170,16 @@ def stored_policy(folder: Path) -> tuple[CachePolicy, CacheShape]:
         ) from error
 
 
+def runtime_versions() -> dict[str, str]:
+    """What computes keys and values here, by name."""
+    return {
+        "longvid-train": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
 def _tensors(quantizer: Quantizer) -> dict[str, torch.Tensor]:
     tensors = {
         f"layers.{layer}.{side}.{name}": tensor.contiguous()
@@ -200,11 +211,7 @@ def _config(quantizer: Quantizer, record: QuantizerRecord, tensors_sha256: str) 
         "layers": [_layer_config(quantizer, layer) for layer in range(quantizer.shape.layers)],
         "calibration": None if record.calibration is None else dataclasses.asdict(record.calibration),
         "verdict": record.verdict,
-        "versions": {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": runtime_versions(),
         "tensors_sha256": tensors_sha256,
     }
     assert tuple(values) == _FIELDS

@@ -121,6 +121,15 @@ class Verdict:
     accuracy: dict[str, dict[str, float]]
     thresholds: GateThresholds
 
+    def summary(self) -> str:
+        """The numbers in one line."""
+        kinds = [f"{kind} {one['full']:.3f} -> {one['quantized']:.3f}" for kind, one in self.accuracy.items()]
+        return (
+            f"{self.rows} held-out rows, {self.positions} positions behind {self.coded_tokens:.0f} coded tokens: KL "
+            f"{self.mean_kl:.3g} nats (most {self.max_kl:.3g}), top-1 agreement {self.top1_agreement:.3f}"
+            + (f"; right answers: {', '.join(kinds)}" if kinds else "")
+        )
+
     def values(self) -> dict[str, Any]:
         """As JSON holds it."""
         return asdict(self) | {"reasons": list(self.reasons)}

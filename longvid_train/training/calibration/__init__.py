@@ -1,0 +1,1 @@
+"""``longvid calibrate``: statistics of a calibration set, a quantizer fitted to them, and the gate it must pass."""
