@@ -3,6 +3,7 @@
 examples:
   longvid cost --model llava-onevision-7b --frames 256 --adaptation configs/adaptations/visual_yarn.yaml
   longvid cost --model video-llava-7b --frames 64 --kv-bits 2 --json
+  longvid cost --model llava-onevision-7b --frames 256 --kv lloyd2
   longvid cost --model llava-onevision-7b --max-frames --device rtx-4090
   longvid cost --model llama-vid-7b --frames 3600 --train-stage 3 --text-tokens 50000 --gpus 8 --zero 2
   longvid cost --model models/llava-onevision --frames 256 --plot frames.png
@@ -20,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from longvid_train.cost.hardware import DEFAULT, GIGA, TERA, Hardware, hardware, hardware_names
 from longvid_train.cost.intp_table import ERRATA, table_rows
-from longvid_train.cost.kv_storage import KvStorage, PlainKv, StaticCodes
 from longvid_train.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,14 +38,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--model", metavar="M", help="short name, hub id or folder; only its configuration is read")
     what.add_argument("--paper", choices=PAPERS, help="reproduce a paper's table, with its errata")
     add("--frames", type=int, metavar="N", help="frames of the video")
-    add("--adaptation", type=Path, metavar="YAML", help="plan, grouping and window")
+    add("--adaptation", type=Path, metavar="YAML", help="plan, grouping, window and cache")
     add("--max-frames", action="store_true", help="say how many frames fit on the device")
-    add("--kv-bits", type=int, choices=KV_BITS, default=16, help="bits of a cached number, static scales (16: plain)")
+    cache = parser.add_mutually_exclusive_group()
+    cache.add_argument(
+        "--kv-bits", type=int, choices=KV_BITS, help="bits of a cached number: static scales and no windows (16: plain)"
+    )
+    cache.add_argument("--kv", metavar="NAME|DIR", help="a cache preset, or a folder that `longvid calibrate` wrote")
     add("--weight-bytes", type=int, choices=(2, 4), default=2, help="bytes of a parameter and an activation (2)")
     add("--text-tokens", type=int, default=64, metavar="N", help="tokens of the prompt around the video (64)")
     add("--new-tokens", type=int, default=256, metavar="N", help="tokens of the answer (256)")
     add("--batch", type=int, default=1, metavar="B", help="questions at once; rows of a training micro-batch (1)")
-    add("--prefill-chunk", type=int, metavar="N", help="tokens of the prompt in the decoder at once (all)")
+    add("--prefill-chunk", type=int, metavar="N", help="tokens of the prompt in the decoder at once (1024, as ask)")
     add("--device", default=DEFAULT, metavar="D", help=f"{', '.join(hardware_names())} ({DEFAULT})")
     add("--tflops", type=float, metavar="T", help="dense 16-bit TFLOP/s, instead of the device's")
     add("--bandwidth-gbs", type=float, metavar="G", help="memory bandwidth in GB/s, instead of the device's")
@@ -99,34 +103,37 @@ def _paper(as_json: bool) -> int:
 
 def _question(arguments: argparse.Namespace) -> "Question":
     from longvid_train.commands.costing import Question
+    from longvid_train.models.prefill import PREFILL_CHUNK
 
     return Question(
         text_tokens=arguments.text_tokens,
         new_tokens=arguments.new_tokens,
         rows=arguments.batch,
-        prefill_chunk=arguments.prefill_chunk,
+        prefill_chunk=PREFILL_CHUNK if arguments.prefill_chunk is None else arguments.prefill_chunk,
     )
 
 
 def _planner(arguments: argparse.Namespace) -> "Planner":
-    device, storage = _device(arguments), _storage(arguments)
+    device = _device(arguments)
     from longvid_train.adaptation.reading import load_adaptation
     from longvid_train.commands.costing import Planner, planned_model
+    from longvid_train.commands.planned_cache import planned_cache
 
     adaptation = None if arguments.adaptation is None else load_adaptation(arguments.adaptation)
+    model = planned_model(arguments.model, adaptation)
     return Planner(
-        model=planned_model(arguments.model, adaptation),
+        model=model,
         question=_question(arguments),
-        storage=storage,
+        storage=planned_cache(
+            model.decoder,
+            bits=arguments.kv_bits,
+            named=arguments.kv,
+            chosen=None if adaptation is None else adaptation.cache,
+            value_bytes=arguments.weight_bytes,
+        ),
         hardware=device,
         value_bytes=arguments.weight_bytes,
     )
-
-
-def _storage(arguments: argparse.Namespace) -> KvStorage:
-    if arguments.kv_bits == 16:
-        return PlainKv(value_bytes=arguments.weight_bytes)
-    return StaticCodes(key_bits=arguments.kv_bits, value_bits=arguments.kv_bits, value_bytes=arguments.weight_bytes)
 
 
 def _device(arguments: argparse.Namespace) -> Hardware:

@@ -19,6 +19,7 @@ from longvid_train.models.backbones.protocol import BackboneFacts
 from longvid_train.models.backbones.published import PUBLISHED
 from longvid_train.models.llama_vid.configuration import LlamaVidConfig
 from longvid_train.models.llama_vid.sizes import Size, published_config
+from longvid_train.models.prefill import PREFILL_CHUNK
 from longvid_train.rope.scale import TokenCounts, extent_of
 from longvid_train.tokens.plan import TokenPlan
 from longvid_train.training.planned import PlannedLlamaVid
@@ -36,19 +37,19 @@ class Question:
         text_tokens: of the prompt around the video.
         new_tokens: of the answer.
         rows: questions answered at once.
-        prefill_chunk: tokens of the prompt that pass the decoder at once; None for all.
+        prefill_chunk: tokens of the prompt that pass the decoder at once.
     """
 
     text_tokens: int = 64
     new_tokens: int = 256
     rows: int = 1
-    prefill_chunk: int | None = None
+    prefill_chunk: int = PREFILL_CHUNK
 
     def __post_init__(self) -> None:
         """Refuse numbers below one."""
         for name in ("text_tokens", "new_tokens", "rows", "prefill_chunk"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1")
 
 

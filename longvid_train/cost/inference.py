@@ -38,7 +38,8 @@ class Request:
         text_tokens: of the prompt around it.
         new_tokens: of the answer.
         rows: questions answered at once.
-        prefill_chunk: tokens of the prompt that pass the decoder at once; None for all.
+        prefill_chunk: tokens of the prompt that pass the decoder at once; the last one passes alone, as the first step
+            of generation. ``None`` for all at once.
     """
 
     visual_tokens: int
@@ -63,11 +64,17 @@ class Request:
         return self.prompt_tokens + max(0, self.new_tokens - 1)
 
     @property
+    def split(self) -> bool:
+        """Whether some queries of more than one token attend to a cache of earlier ones."""
+        return self.chunks[1:] > [1]
+
+    @property
     def chunks(self) -> list[int]:
         """Tokens of each prefill step."""
-        step = self.prefill_chunk or self.prompt_tokens
-        whole, rest = divmod(self.prompt_tokens, step)
-        return [step] * whole + [rest] * (rest > 0)
+        if self.prefill_chunk is None:
+            return [self.prompt_tokens]
+        whole, rest = divmod(self.prompt_tokens - 1, self.prefill_chunk)
+        return [self.prefill_chunk] * whole + [rest] * (rest > 0) + [1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +146,7 @@ def inference_cost(
     weight_bytes = weight_value_bytes * (shape.elements + vision.elements)
     kv_bytes = storage.stored_bytes(shape, request.cached_tokens, request.rows)
     encode_peak = vision.working_bytes
-    prefill_peak = _prefill_activations(shape, request, weight_value_bytes)
+    prefill_peak = _prefill_activations(shape, request, storage, weight_value_bytes)
     activation_bytes = max(encode_peak, prefill_peak)
     return InferenceCost(
         sequence_tokens=request.sequence_tokens,
@@ -205,16 +212,26 @@ def _head_kernel(shape: DecoderShape, rows: int, value_bytes: int) -> Kernel:
     return Kernel(name="head", ops=shape.head_ops(rows), bytes=moved)
 
 
-def _prefill_activations(shape: DecoderShape, request: Request, value_bytes: int) -> int:
-    """The visual tokens, the prompt they are spliced into, and the most that one layer keeps alive of a chunk; logits
+def _prefill_activations(shape: DecoderShape, request: Request, storage: KvStorage, value_bytes: int) -> int:
+    """The visual tokens, the chunk they are spliced into, and the most that one layer keeps alive of a chunk; logits
     of one position in float32.
 
     Beside the layer's input, its residual and its norm stand either queries, keys, values and what the rotation makes
-    of them, or the sum behind the attention and three inner activations of the MLP (the gate, the other branch and
-    their product); and the rotation's sines and cosines.
+    of them; or queries, their results and what attention to earlier chunks needs; or the sum behind the attention and
+    three inner activations of the MLP (the gate, the other branch and their product). The rotation's sines and cosines
+    stay all the time, and from the second chunk on the causal mask.
     """
     longest = max(request.chunks)
-    attention = 3 * shape.width + 2 * shape.query_width + 5 * shape.kv_width
-    layer = max(attention, 4 * shape.width + 3 * shape.intermediate) + 2 * shape.head_dim
-    prompt = (request.visual_tokens + request.prompt_tokens) * shape.width
-    return request.rows * (value_bytes * (prompt + longest * layer) + 4 * shape.vocabulary)
+    crossing = value_bytes * request.rows * longest
+    stages = [
+        crossing * (3 * shape.width + 2 * shape.query_width + 5 * shape.kv_width),
+        crossing * (4 * shape.width + 3 * shape.intermediate),
+    ]
+    mask = 0
+    if request.split:
+        mask = request.rows * longest * request.prompt_tokens
+        reading = storage.attention_bytes(shape, longest, request.prompt_tokens, request.rows)
+        stages.append(crossing * 2 * (shape.width + shape.query_width + shape.kv_width) + reading)
+    visual = value_bytes * request.rows * request.visual_tokens * shape.width
+    logits = 4 * request.rows * shape.vocabulary
+    return max(stages) + mask + crossing * (shape.width + 2 * shape.head_dim) + visual + logits

@@ -1,6 +1,5 @@
-"""Bytes a KV cache keeps, by how it stores its numbers."""
+"""Bytes a KV cache keeps, by how it stores its numbers, and what attention to it takes beside."""
 
-import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +11,11 @@ class KvStorage(Protocol):
 
     def stored_bytes(self, shape: DecoderShape, tokens: int, rows: int) -> int:
         """Bytes of ``rows`` sequences of ``tokens`` tokens, metadata included."""
+        ...
+
+    def attention_bytes(self, shape: DecoderShape, queries: int, tokens: int, rows: int) -> int:
+        """The most that one layer keeps alive to let ``queries`` queries a row attend to ``tokens`` tokens, beside
+        queries, new keys and values, the cache and the mask."""
         ...
 
 
@@ -29,32 +33,8 @@ class PlainKv:
         """``2 L k`` numbers a token."""
         return rows * tokens * shape.kv_values_a_token * self.value_bytes
 
-
-@dataclass(frozen=True, kw_only=True)
-class StaticCodes:
-    """Codes with a scale and a zero point a channel that calibration fixed: no metadata grows with the tokens.
-
-    Attributes:
-        key_bits: of a key's number; 1, 2, 3, 4 or 8.
-        value_bits: of a value's number.
-        sink_tokens: first tokens kept as they are.
-        recent_tokens: last tokens kept as they are.
-        value_bytes: of a number that is kept as it is.
-        parameter_bytes: of a scale or a zero point.
-    """
-
-    key_bits: int
-    value_bits: int
-    sink_tokens: int = 0
-    recent_tokens: int = 0
-    value_bytes: int = 2
-    parameter_bytes: int = 2
-
-    def stored_bytes(self, shape: DecoderShape, tokens: int, rows: int) -> int:
-        """Codes, whole numbers, and one scale and zero point for each channel of each layer."""
-        whole = min(tokens, self.sink_tokens + self.recent_tokens)
-        coded = tokens - whole
-        bits = self.key_bits + self.value_bits
-        codes = shape.layers * math.ceil(coded * shape.kv_width * bits / 8)
-        parameters = 2 * shape.kv_values_a_token * self.parameter_bytes
-        return rows * (codes + whole * shape.kv_values_a_token * self.value_bytes) + parameters
+    def attention_bytes(self, shape: DecoderShape, queries: int, tokens: int, rows: int) -> int:
+        """SDPA's mask as numbers, and keys and values repeated for every query head, as transformers does where there
+        is a mask and heads are grouped."""
+        repeated = 2 * tokens * shape.query_width if 1 < shape.kv_heads < shape.heads else 0
+        return rows * self.value_bytes * (queries * tokens + repeated)

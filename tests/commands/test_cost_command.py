@@ -5,6 +5,10 @@ import json
 import pytest
 
 from longvid_train.cli import main
+from longvid_train.kvcache.checkpoint import ModelIdentity, QuantizerRecord, save_quantizer
+from longvid_train.kvcache.policy import CachePolicy
+from longvid_train.kvcache.quantizer import CacheShape, uncalibrated
+from longvid_train.kvcache.schemes.dynamic_groups import DynamicGroups
 
 
 def cost(capsys, *words):
@@ -35,7 +39,51 @@ def test_a_plan_has_the_counts_of_the_checkpoint(capsys, tmp_path):
     assert plan["sequence_tokens"] == 16 * 257 + 64 + 256 and not plan["fits_window"]
     assert plan["kv_bytes"] == 2 * 32 * 4096 * (plan["sequence_tokens"] - 1) * 2
     two_bit = planned(capsys, "--model", "video-llava-7b", "--frames", "16", "--kv-bits", "2")
-    assert two_bit["kv_bytes"] == plan["kv_bytes"] // 8 + 2 * 2 * 32 * 4096 * 2
+    scales, rows = 2 * 2 * 32 * 4096 * 4, 32 * 2 * 8
+    assert two_bit["kv_bytes"] == plan["kv_bytes"] // 8 + scales + rows
+
+
+def test_a_named_cache_is_planned_with_its_windows(capsys, tmp_path):
+    words = ("--model", "llava-onevision-0.5b", "--frames", "32")
+    plain, codes = planned(capsys, *words), planned(capsys, *words, "--kv", "kivi_g32")
+    layers, heads, head_dim = 24, 2, 64
+    tokens = plain["sequence_tokens"] - 1
+    coded = (tokens - 128) // 32 * 32
+    a_token = layers * 2 * heads * head_dim
+    known = layers * 8 * (2 + 4)
+    assert codes["kv_bytes"] == a_token * (coded * 3 // 8 + 2 * (tokens - coded + 4)) + known
+    adaptation = tmp_path / "coded.yaml"
+    adaptation.write_text("cache: {preset: kivi_g32}\n")
+    assert planned(capsys, *words, "--adaptation", str(adaptation))["kv_bytes"] == codes["kv_bytes"]
+    over = planned(capsys, *words, "--adaptation", str(adaptation), "--kv-bits", "16")
+    assert over["kv_bytes"] == plain["kv_bytes"]
+
+
+def test_a_quantizer_folder_is_planned_and_refused_for_another_model(capsys, tmp_path):
+    policy = CachePolicy(
+        keys=DynamicGroups(bits=4, along="tokens", group=64), values=DynamicGroups(bits=2, along="channels", group=32)
+    )
+    shape = CacheShape(layers=24, heads=2, head_dim=64)
+    record = QuantizerRecord(
+        model=ModelIdentity(model_id="m", revision="", config_hash="0"), adaptation={}, calibration=None, verdict={}
+    )
+    save_quantizer(tmp_path / "quantizer", uncalibrated(policy, shape), record)
+    words = ("--frames", "32", "--kv", str(tmp_path / "quantizer"))
+    plan = planned(capsys, "--model", "llava-onevision-0.5b", *words)
+    tokens = plan["sequence_tokens"] - 1
+    coded = (tokens - 128) // 64 * 64
+    numbers, known = 24 * 2 * 64, 24 * 8 * (2 + 4)
+    code_bytes = numbers * coded * (4 + 32 / 64 + 2 + 32 / 32) / 8
+    assert plan["kv_bytes"] == code_bytes + numbers * 2 * 2 * (tokens - coded + 4) + known
+    status, _, err = cost(capsys, "--model", "llava-onevision-7b", *words)
+    assert status == 2 and "is for 24 layers of 2 heads of 64, the model has 28 layers of 4 heads of 128" in err
+
+
+def test_the_prompt_is_planned_in_the_chunks_of_ask(capsys):
+    words = ("--model", "llava-onevision-7b", "--frames", "256", "--kv-bits", "8")
+    plan = planned(capsys, *words)
+    assert plan == planned(capsys, *words, "--prefill-chunk", "1024")
+    assert planned(capsys, *words, "--prefill-chunk", "65536")["activation_bytes"] > 2 * plan["activation_bytes"]
 
 
 def test_an_adaptation_changes_tokens_and_window(capsys, tmp_path):
@@ -93,6 +141,11 @@ def test_training_of_a_stage_is_planned_on_each_device(capsys):
         (["--model", "video-llava-7b", "--frames", "8", "--device", "h100"], "device 'h100' is unknown; did you mean"),
         (["--model", "video-llava-7b", "--frames", "8", "--memory-gb", "-1"], "--memory-gb is -1.0"),
         (["--model", "video-llava-7b", "--frames", "8", "--new-tokens", "0"], "new_tokens is 0"),
+        (["--model", "video-llava-7b", "--frames", "8", "--prefill-chunk", "0"], "prefill_chunk is 0"),
+        (
+            ["--model", "video-llava-7b", "--frames", "8", "--kv", "loyd2"],
+            "neither a folder nor a preset; did you mean",
+        ),
         (["--model", "video-llava-7b", "--frames", "8", "--train-stage", "3"], "--train-stage is for LLaMA-VID"),
         (["--model", "llama-vid-7b", "--frames", "8", "--train-stage", "4"], "train-stage is 4; LLaMA-VID has 1, 2, 3"),
         (["--model", "llama-vid-7b", "--frames", "8", "--train-stage", "1", "--zero", "7"], "zero is 7"),
