@@ -18,10 +18,11 @@ from longvid_train.adaptation.records import (
     read_value,
 )
 from longvid_train.adaptation.settings import PLANS, WINDOWS, Adaptation
+from longvid_train.adaptation.zoom import ZoomChoice
 from longvid_train.errors import UserError, nearest
 
 _KINDS: dict[str, Mapping[str, Any]] = {"plan": PLANS, "window": WINDOWS}
-_RECORDS = {"cache": CacheChoice}
+_RECORDS: dict[str, type[CacheChoice] | type[ZoomChoice]] = {"cache": CacheChoice, "zoom": ZoomChoice}
 _HINTS = {"backbones": tuple[str, ...], "frames": int | None, "fps": float | None, "grouping": str}
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from longvid_train.adaptation.cache import CacheChoice
+from longvid_train.adaptation.zoom import ZoomChoice
 from longvid_train.errors import UserError, nearest
 from longvid_train.rope.linear import LinearWindow
 from longvid_train.rope.ntk import NtkWindow
@@ -43,6 +44,7 @@ class Adaptation:
         grouping: how a tower that sees several frames together gets them; ``"rearranged"`` is INTP's way.
         window: how the rotary window is extended.
         cache: how the KV cache is compressed; ``None`` leaves it in full precision. Training keeps no cache.
+        zoom: ZoomVLM's overview, keyframes and token adjustment; ``None`` shows all frames alike. For answers only.
     """
 
     backbones: tuple[str, ...] = ()
@@ -52,6 +54,7 @@ class Adaptation:
     grouping: Grouping = "consecutive"
     window: AnyWindow = field(default_factory=NoWindow)
     cache: CacheChoice | None = None
+    zoom: ZoomChoice | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no video can satisfy."""
@@ -66,6 +69,11 @@ class Adaptation:
             raise UserError(
                 f"frames is {self.frames}, but the plan '{self.plan.kind}' needs at least {self.plan.least_frames}; "
                 "raise frames"
+            )
+        if self.zoom is not None and not isinstance(self.plan, UniformPlan):
+            raise UserError(
+                f"the plan '{self.plan.kind}' cannot be zoomed: an overview and its frames in full are a plan of their "
+                "own; leave plan out, or give a uniform one for its stride"
             )
 
     def check_backbone(self, model_type: str) -> None:
@@ -84,8 +92,13 @@ class Adaptation:
         """The token plan of ``frames`` frames on a backbone's grid.
 
         Raises:
-            UserError: more frames than ``available``, a count the tower cannot take, or a plan that does not fit.
+            UserError: more frames than ``available``, a count the tower cannot take, or a plan that does not fit; or
+                the adaptation zooms, so that which tokens there are is known in answering only.
         """
+        if self.zoom is not None:
+            raise UserError(
+                "the adaptation zooms, which is for answers only (longvid ask and evaluate); leave zoom out here"
+            )
         return make_plan(self.plan, frames, grid, grouping=self.grouping, available=available)
 
     def plan_notes(self, plan: TokenPlan) -> list[str]:
