@@ -78,16 +78,21 @@ class QuantizedKVCache(Cache):
         """Say which tokens of the prompt are visual; what comes after it is text.
 
         Args:
-            visual: ``(B, S)`` bool, padding included.
+            visual: ``(B, S)`` bool, padding included. A cache that holds tokens already, a part of a prompt that goes
+                on differently, is told again of these too.
 
         Raises:
-            UserError: the cache holds tokens.
+            UserError: the cache holds tokens that were described otherwise.
         """
-        if self.get_seq_length():
-            raise UserError(f"the cache holds {self.get_seq_length()} tokens; describe the prompt before it is read")
+        held = self.get_seq_length()
+        if held and (self._visual is None or not torch.equal(self._visual[:, :held], visual[:, :held])):
+            raise UserError(f"the cache holds {held} tokens; describe the prompt before it is read")
         self._visual = visual
         for layer in self._quantized_layers():
-            layer.begin(kinds=self._kinds(), padding=None, first_position=None)
+            if held:
+                layer.describe(self._kinds())
+            else:
+                layer.begin(kinds=self._kinds(), padding=None, first_position=None)
 
     def begin_forward(
         self, queries: int, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None

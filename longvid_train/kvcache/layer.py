@@ -195,6 +195,11 @@ class QuantizedLayer(CacheLayerMixin):
         assert not self.is_initialized, "rows are described before the first token"
         self._kinds, self._padding, self._first_position = kinds, padding, first_position
 
+    def describe(self, kinds: torch.Tensor | None) -> None:
+        """Say of which kind the tokens are, those to come included; held ones stay what they were."""
+        self._check_settled()
+        self._kinds = kinds
+
     def is_first(self) -> bool:
         """Whether the pending tokens are the first."""
         return self._pending is not None and self.get_seq_length() == self._pending[0].shape[2]

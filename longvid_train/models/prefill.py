@@ -62,7 +62,7 @@ def generate_from_tokens(
     read = cache.get_seq_length()
     if read > last:
         raise UserError(f"the cache holds {read} tokens, the prompt has {last + 1}; give one that holds a part of it")
-    if not read and isinstance(cache, QuantizedKVCache) and cache.quantizer.policy.separate_visual:
+    if isinstance(cache, QuantizedKVCache) and cache.quantizer.policy.separate_visual:
         cache.describe(visual=prompt.placeholders)
     decoder, positions = model.get_decoder(), (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
     for start in range(read, last, prefill_chunk):

@@ -259,3 +259,22 @@ def test_head_dims_of_public_models_are_coded(head_dim, bits):
     layer.update(keys, keys)
     layer.settle()
     assert layer.pages[0].keys["codes"].shape == (1, 2, 64, head_dim * bits // 8)
+
+
+def test_a_prompt_that_goes_on_differently_is_described_again(model, statistics):
+    """Cropped and continued with visual tokens: the cache is that of the whole prompt, described once."""
+    ids, visual = ids_of(160), torch.arange(160)[None] % 3 == 0
+    caches = [cache_of(model, statistics, "static2", separate_visual=True) for _ in range(2)]
+    with attending_on_codes(model):
+        caches[0].describe(visual=visual)
+        run(model, caches[0], ids[:, :120])
+        wanted = run(model, caches[0], ids[:, 120:])
+        first = visual.clone()
+        first[:, 120:] = False
+        caches[1].describe(visual=first[:, :140])
+        run(model, caches[1], ids[:, :120])
+        caches[1].describe(visual=visual)
+        assert torch.equal(run(model, caches[1], ids[:, 120:]), wanted)
+        with pytest.raises(UserError, match="describe the prompt before it is read"):
+            caches[1].describe(visual=~visual)
+    assert torch.equal(caches[0].layers[0]._kinds, caches[1].layers[0]._kinds)

@@ -7,6 +7,7 @@ from longvid_train.adaptation.reading import parse_adaptation
 from longvid_train.errors import UserError
 from longvid_train.models.backbones import load_backbone, read_facts, video_tokens
 from longvid_train.models.backbones.llama_vid import LlamaVid
+from longvid_train.models.backbones.resized import resized_facts
 from longvid_train.types import ALL_PATCHES
 
 FRAMES = 5
@@ -84,3 +85,8 @@ def test_a_saved_folder_is_a_backbone_like_any_other(model, tmp_path):
     plan = plan_of(backbone)
     again = video_tokens(backbone.asked(*PROMPT), frames(), plan)
     assert torch.equal(again, video_tokens(LlamaVid(model).asked(*PROMPT), frames(), plan))
+
+
+def test_pictures_of_another_size_would_save_nothing(model):
+    with pytest.raises(UserError, match="as many tokens at any resolution"):
+        resized_facts(model.config, 14)

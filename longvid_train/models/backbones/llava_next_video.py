@@ -51,7 +51,8 @@ class LlavaNextVideo:
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """``(F, 3, side, side)`` pixels -> ``(F, P, C)``, not projected; see `Backbone.encode`."""
-        features = tower_features(self.model.model.vision_tower, pixel_values, self.model.config.vision_feature_layer)
+        layer, side = self.model.config.vision_feature_layer, self.facts.image_side
+        features = tower_features(self.model.model.vision_tower, pixel_values, layer, side)
         return features[:, self._left_out :]
 
     def frame_tokens(self, features: torch.Tensor, rows: int, columns: int) -> torch.Tensor:

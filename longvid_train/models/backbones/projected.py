@@ -34,7 +34,8 @@ class ProjectedFrames:
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """``(F, 3, side, side)`` pixels -> ``(F, class_tokens + P, H)``, projected; see `Backbone.encode`."""
-        features = tower_features(self._tower, pixel_values, self.model.config.vision_feature_layer)
+        layer, side = self.model.config.vision_feature_layer, self.facts.image_side
+        features = tower_features(self._tower, pixel_values, layer, side)
         projected: torch.Tensor = self.model.model.multi_modal_projector(features[:, self._left_out :])
         return projected
 

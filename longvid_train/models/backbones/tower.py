@@ -48,21 +48,21 @@ def left_out(config: Any) -> int:
     return found
 
 
-def tower_features(tower: Any, pixel_values: torch.Tensor, layer: int | list[int]) -> torch.Tensor:
+def tower_features(tower: Any, pixel_values: torch.Tensor, layer: int | list[int], side: int) -> torch.Tensor:
     """Hidden states of one layer, or of several side by side, of a chunk of frames.
 
     Args:
         tower: transformers' vision model.
         pixel_values: ``(F, 3, side, side)`` float on any device.
         layer: ``vision_feature_layer`` of the configuration; before the tower's last norm, as transformers reads it.
+        side: of the pictures; position embeddings are interpolated where it is not the configured one.
 
     Returns:
         ``(F, class_tokens + P, C)``, or ``(..., C * layers)``. It carries no graph when the tower is frozen.
 
     Raises:
-        UserError: the frames are not of the configured size.
+        UserError: the frames are not of that size.
     """
-    side = tower.config.image_size
     if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != (3, side, side):
         raise UserError(
             f"pixel_values have shape {tuple(pixel_values.shape)}; this model takes (frames, 3, {side}, {side}): "
@@ -72,7 +72,12 @@ def tower_features(tower: Any, pixel_values: torch.Tensor, layer: int | list[int
     pixel_values = pixel_values.to(device=first.device, dtype=first.dtype)
     trained = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in tower.parameters())
     with torch.set_grad_enabled(trained):
-        states = tower(pixel_values, output_hidden_states=layer, return_dict=True).hidden_states
+        states = tower(
+            pixel_values,
+            output_hidden_states=layer,
+            interpolate_pos_encoding=side != tower.config.image_size,
+            return_dict=True,
+        ).hidden_states
         features: torch.Tensor = (
             states[layer] if isinstance(layer, int) else torch.cat([states[one] for one in layer], dim=-1)
         )
