@@ -100,6 +100,10 @@ class CalibrationData(pl.LightningDataModule):
                 raise UserError(f"data.{name} is {most}; it must be at least 1, or null for all rows")
         if media.features is not None:
             raise UserError("data.media.features is set, but calibration reads pixels as ask does; leave it out")
+        if not _listed(calibration):
+            raise UserError(
+                "data.calibration names no manifest; give one, e.g. runs/kv/world/short/train/manifest.jsonl"
+            )
         self.model = model
         self.seed = seed
         self._paths = _listed(calibration)
