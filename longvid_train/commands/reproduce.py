@@ -20,11 +20,12 @@ from longvid_train.evaluation.claims.catalogue import CLAIMS, choose_claims
 from longvid_train.evaluation.claims.cells import CellStore, Scores, run_grid
 from longvid_train.evaluation.claims.claim import Check, Claim
 from longvid_train.evaluation.claims.methods import Method, tuned_method
-from longvid_train.evaluation.claims.pages import checks_table, claim_png, claim_values, scores_table
+from longvid_train.evaluation.claims.pages import checks_table, claim_png, claim_values, costs_table, scores_table
 from longvid_train.files import atomic_path, sha256_file, write_json, write_text
 from longvid_train.models.adapter import WEIGHTS_FILE
-from longvid_train.models.backbones import Backbone, BackboneProcessor, load_backbone
+from longvid_train.models.backbones import BackboneProcessor, load_backbone
 from longvid_train.models.backbones.adapted import load_adapted_backbone, read_backbone_adapter
+from longvid_train.models.backbones.load import AnyBackbone
 from longvid_train.models.fingerprint import fingerprint
 
 ASSETS = Path(longvid_train.__file__).parent / "assets"
@@ -60,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"{arguments.models / claim.model} holds no model; name the folder of {claim.model}")
     found = [check_claim(claim, arguments) for claim in claims]
     table = checks_table([(claim, checks) for claim, _, checks in found])
-    parts = [table, *(f"## {claim.title}\n\n{scores_table(claim, scores)}" for claim, scores, _ in found)]
+    parts = [table, *(f"## {claim.title}\n\n{_tables(claim, scores)}" for claim, scores, _ in found)]
     write_text(arguments.out / "table.md", "\n\n".join(parts) + "\n")
     if arguments.json:
         values = [claim_values(claim, scores, checks) for claim, scores, checks in found]
@@ -68,6 +69,11 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print("\n\n".join(parts))
     return 0
+
+
+def _tables(claim: Claim, scores: Scores) -> str:
+    table = scores_table(claim, scores)
+    return f"{table}\n\n{costs_table(claim, scores)}" if claim.grid.one_by_one else table
 
 
 def check_claim(claim: Claim, arguments: argparse.Namespace) -> tuple[Claim, Scores, tuple[Check, ...]]:
@@ -103,7 +109,7 @@ class _Tuned:
     """A method with an adapter, and the model with the adapter merged into its weights."""
 
     method: Method
-    backbone: Backbone
+    backbone: AnyBackbone
 
 
 def _tuned(claim: Claim, models: Path) -> _Tuned | None:

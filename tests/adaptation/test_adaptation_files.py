@@ -76,7 +76,10 @@ GENERAL = {
 KV_ALONE = {"kv/kivi_g32", "kv/kivi_g128"}
 NANO = {
     f"nano/{name}"
-    for name in ("yarn", "visual_linear", "visual_ntk", "visual_yarn_progressive", "rearranged", "intp_visual")
+    for name in (
+        *("yarn", "visual_linear", "visual_ntk", "visual_yarn_progressive", "rearranged", "intp_visual"),
+        *("slowfast", "pooled", "sampled", "overview", "zoom", "zoom_adjusted"),
+    )
 }
 
 

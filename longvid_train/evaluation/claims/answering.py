@@ -28,13 +28,20 @@ BATCH = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """One question, the model's answer and its score between 0 and 1."""
+    """One question, the model's answer and its score between 0 and 1.
+
+    Questions that were asked one by one (`asking`) also have what they took: tokens of the video, tokens generated and
+    wall-clock seconds.
+    """
 
     kind: str
     question: str
     truth: str
     answer: str
     score: float
+    visual_tokens: int | None = None
+    new_tokens: int | None = None
+    seconds: float | None = None
 
 
 @torch.no_grad()

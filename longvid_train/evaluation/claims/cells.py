@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from longvid_train.errors import UserError
 from longvid_train.evaluation.claims.answering import Answered, answer_clips, encode_clips
+from longvid_train.evaluation.claims.asking import ask_clips, chat_under
 from longvid_train.evaluation.claims.held_out import HeldOut
 from longvid_train.evaluation.claims.methods import Method
 from longvid_train.evaluation.statistics import Interval, bootstrap_mean
 from longvid_train.files import write_json
-from longvid_train.models.backbones import Backbone, BackboneProcessor
+from longvid_train.models.backbones import BackboneProcessor
+from longvid_train.models.backbones.load import AnyBackbone
 from longvid_train.tokens.plan import TokenPlan
 
 SETTINGS_FILE = "settings.json"
@@ -24,10 +26,17 @@ SETTINGS_FILE = "settings.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """What is run: every method at every number of frames."""
+    """What is run: every method at every number of frames.
+
+    Attributes:
+        methods: rows.
+        frames: columns.
+        one_by_one: ask each question alone and measure what it takes; methods that zoom need it.
+    """
 
     methods: tuple[Method, ...]
     frames: tuple[int, ...]
+    one_by_one: bool = False
 
 
 class CellStore:
@@ -84,9 +93,13 @@ class Scores:
         """Mean score and its interval."""
         return bootstrap_mean(list(self.values(method, *frames, kind=kind)))
 
-    def gain(self, better: tuple[str, int], worse: tuple[str, int]) -> Interval:
+    def answers(self, method: str, frames: int) -> list[Answered]:
+        """Of a cell, in the order of `values`."""
+        return self._answers[method, frames]
+
+    def gain(self, better: tuple[str, int], worse: tuple[str, int], *, kind: str | None = None) -> Interval:
         """Mean of the paired differences of two cells that were asked the same questions."""
-        return bootstrap_mean(list(self.values(better[0], better[1]) - self.values(worse[0], worse[1])))
+        return bootstrap_mean(list(self.values(*better, kind=kind) - self.values(*worse, kind=kind)))
 
     def gain_beyond(self, better: str, worse: str, frames: Sequence[int]) -> Interval:
         """The same over several numbers of frames together."""
@@ -96,7 +109,7 @@ class Scores:
 def run_grid(
     grid: Grid,
     seeds: Sequence[int],
-    backbones: Callable[[Method], Backbone],
+    backbones: Callable[[Method], AnyBackbone],
     processor: BackboneProcessor,
     store: CellStore,
     *,
@@ -127,7 +140,7 @@ def run_grid(
 
 def _column(
     grid: Grid,
-    backbones: Callable[[Method], Backbone],
+    backbones: Callable[[Method], AnyBackbone],
     processor: BackboneProcessor,
     store: CellStore,
     frames: int,
@@ -142,9 +155,12 @@ def _column(
         if answered is None:
             backbone = backbones(method)
             clips = clips or held_out(frames, seed)
-            plan = method.adaptation.plan_frames(frames, backbone.facts.grid)
-            if plan not in tokens:
-                tokens[plan] = encode_clips(backbone, processor, clips, plan)
-            answered = answer_clips(backbone, processor, clips, tokens[plan], plan, method.adaptation)
+            if grid.one_by_one:
+                answered = ask_clips(chat_under(backbone, processor, method.adaptation), clips)
+            else:
+                plan = method.adaptation.plan_frames(frames, backbone.facts.grid)
+                if plan not in tokens:
+                    tokens[plan] = encode_clips(backbone, processor, clips, plan)
+                answered = answer_clips(backbone, processor, clips, tokens[plan], plan, method.adaptation)
             store.write(method, frames, seed, answered)
         yield method, answered

@@ -4,14 +4,18 @@ The same adaptations stand as files under ``configs/adaptations`` (tested), for 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from longvid_train.adaptation.settings import Adaptation
+from longvid_train.adaptation.zoom import ZoomChoice
 from longvid_train.rope.linear import LinearWindow
 from longvid_train.rope.ntk import NtkWindow
 from longvid_train.rope.unextended import NoWindow
 from longvid_train.rope.visual_yarn import VisualYarnWindow
 from longvid_train.rope.yarn import YarnWindow
 from longvid_train.tokens.progressive import ProgressivePlan
+from longvid_train.tokens.slowfast import SlowFastPlan
+from longvid_train.tokens.uniform import UniformPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,5 +114,73 @@ INTP_METHODS = (
         words="INTP by the visual window",
         file="nano/intp_visual",
         adaptation=Adaptation(grouping="rearranged", window=NtkWindow(measure="visual")),
+    ),
+)
+
+NANO_OVERVIEW_SIDE = 28
+"""Half of the nano models' 56 pixels: a frame of the overview is 2 x 2 patches, pooled to 1 token of 4."""
+
+
+def nano_zoom(**settings: Any) -> Adaptation:
+    """ZoomVLM on a nano model, whose answers are a few tokens long: frames are chosen after the first of them."""
+    chosen: dict[str, Any] = {"draft_tokens": 1, "zoomed_frames": 2, "adjusted_tokens": 0} | settings
+    return Adaptation(window=NoWindow(extrapolate=True), zoom=ZoomChoice(overview_side=NANO_OVERVIEW_SIDE, **chosen))
+
+
+def _shown(**settings: Any) -> Adaptation:
+    return Adaptation(window=NoWindow(extrapolate=True), **settings)
+
+
+ZOOM_METHODS = (
+    Method(name="vanilla", words="vanilla", file="none", adaptation=_shown()),
+    Method(
+        name="slowfast",
+        words="SlowFast",
+        file="nano/slowfast",
+        adaptation=_shown(plan=SlowFastPlan(slow_frames=3, slow_stride=2, fast_stride=4)),
+    ),
+    Method(name="pooled", words="spatial pooling", file="nano/pooled", adaptation=_shown(plan=UniformPlan(stride=4))),
+    Method(name="sampled", words="temporal sampling", file="nano/sampled", adaptation=_shown(frames=4)),
+    Method(name="overview", words="overview", file="nano/overview", adaptation=nano_zoom(zoomed_frames=0)),
+    Method(name="zoom", words="overview + zoom", file="nano/zoom", adaptation=nano_zoom()),
+    Method(
+        name="adjusted",
+        words="overview + zoom + adjustment",
+        file="nano/zoom_adjusted",
+        adaptation=nano_zoom(adjusted_tokens=2, every_sentences=1),
+    ),
+)
+
+ZOOM_ABLATIONS = (
+    *(
+        Method(
+            name=f"k{count}",
+            words=f"k = {count}",
+            file="",
+            adaptation=nano_zoom(zoomed_frames=count),
+        )
+        for count in (1, 2, 4, 6)
+    ),
+    *(
+        Method(name=f"s{count}", words=f"s = {count}", file="", adaptation=nano_zoom(draft_tokens=count))
+        for count in (2, 3)
+    ),
+    *(
+        Method(
+            name=f"m{count}",
+            words=f"m = {count}",
+            file="",
+            adaptation=nano_zoom(adjusted_tokens=count, every_sentences=1),
+        )
+        for count in (1, 4)
+    ),
+    *(
+        Method(
+            name=f"layers{first}{last}",
+            words=f"layers {first} to {last}",
+            file="",
+            adaptation=nano_zoom(layers=(first, last)),
+        )
+        for first, last in ((0, 1), (1, 2), (2, 3))
     ),
 )

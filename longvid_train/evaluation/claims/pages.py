@@ -1,6 +1,8 @@
 """What a claim leaves behind: a table for people, a JSON for programs and a plot."""
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -12,6 +14,8 @@ from longvid_train.evaluation.claims.claim import Check, Claim
 from longvid_train.evaluation.claims.held_out import KINDS
 
 COLOURS = ("#101112", "#a1a2a3", "#c77b1d", "#8d6fc1", "#d1a54f", "#5fa35f", "#c14a4a", "#2164e1", "#17a2b8", "#7a4e2d")
+
+_MARKERS = ("o", "s", "^")
 
 
 def checks_table(claims: Sequence[tuple[Claim, tuple[Check, ...]]]) -> str:
@@ -34,6 +38,38 @@ def scores_table(claim: Claim, scores: Scores) -> str:
     return "\n".join(rows)
 
 
+def costs_table(claim: Claim, scores: Scores) -> str:
+    """Markdown of a claim asked one by one: what a question takes under each method, means over all questions."""
+    rows = ["| a question | visual tokens | new tokens | ms | new tokens/s |", "|---|---|---|---|---|"]
+    for method in claim.grid.methods:
+        for count in claim.grid.frames:
+            cost = question_cost(scores, method.name, count)
+            rows.append(
+                f"| {method.words} | {cost.visual_tokens:.1f} | {cost.new_tokens:.1f} | {1000 * cost.seconds:.0f} | "
+                f"{cost.new_tokens / cost.seconds:.1f} |"
+            )
+    return "\n".join(rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionCost:
+    """Means over the questions of a cell."""
+
+    visual_tokens: float
+    new_tokens: float
+    seconds: float
+
+
+def question_cost(scores: Scores, method: str, frames: int) -> QuestionCost:
+    """What the questions of a cell that was asked one by one took."""
+    answers = scores.answers(method, frames)
+    return QuestionCost(
+        visual_tokens=fmean(one.visual_tokens for one in answers if one.visual_tokens is not None),
+        new_tokens=fmean(one.new_tokens for one in answers if one.new_tokens is not None),
+        seconds=fmean(one.seconds for one in answers if one.seconds is not None),
+    )
+
+
 def claim_values(claim: Claim, scores: Scores, checks: Sequence[Check]) -> dict[str, Any]:
     """Everything as JSON can hold it."""
     return {
@@ -47,21 +83,49 @@ def claim_values(claim: Claim, scores: Scores, checks: Sequence[Check]) -> dict[
             for count in claim.grid.frames
             for kind in (None, *KINDS)
         ],
+        "costs": [
+            {"method": method.name, "frames": count} | asdict(question_cost(scores, method.name, count))
+            for method in claim.grid.methods
+            for count in claim.grid.frames
+            if claim.grid.one_by_one
+        ],
     }
 
 
 def claim_png(claim: Claim, scores: Scores) -> bytes:
-    """Accuracy over frames: all questions, and each kind; bars are bootstrap intervals."""
+    """Accuracy over frames, or over visual tokens where they were measured; bars are bootstrap intervals."""
+    draw = _draw_tokens if claim.grid.one_by_one else _draw
     with chart_style():
         figure = Figure(figsize=(11, 3.6), facecolor="white")
         panels = figure.subplots(1, 1 + len(KINDS), sharey=True)
         for axes, kind in zip(panels, (None, *KINDS), strict=True):
-            _draw(axes, claim, scores, kind)
+            draw(axes, claim, scores, kind)
         panels[0].set_ylabel("accuracy")
         panels[0].yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
         figure.suptitle(claim.title, fontsize=11, fontweight="bold", x=0.01, ha="left")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
         return figure_png(figure)
+
+
+def _draw_tokens(axes: Any, claim: Claim, scores: Scores, kind: str | None) -> None:
+    axes.grid(axis="y")
+    for number, method in enumerate(claim.grid.methods):
+        for count in claim.grid.frames:
+            found = scores.interval(method.name, count, kind=kind)
+            axes.errorbar(
+                [question_cost(scores, method.name, count).visual_tokens],
+                [found.mean],
+                yerr=[[found.mean - found.low], [found.high - found.mean]],
+                color=COLOURS[number % len(COLOURS)],
+                marker=_MARKERS[number // len(COLOURS)],
+                label=method.words,
+                capsize=2,
+                linestyle="none",
+            )
+    axes.set_xlim(left=0)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("visual tokens")
+    axes.set_title(kind or "all questions", loc="left")
 
 
 def _draw(axes: Any, claim: Claim, scores: Scores, kind: str | None) -> None:

@@ -1,0 +1,68 @@
+"""Held-out questions asked one by one through a conversation, as ``longvid ask`` asks them: what zooming needs.
+
+Every question pays for its frames, so that methods compare in time as well as in tokens.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longvid_train.adaptation.settings import Adaptation
+from longvid_train.evaluation.claims.answering import FRAME_SIDE_PX, NEW_TOKENS, Answered
+from longvid_train.evaluation.claims.held_out import HeldOut
+from longvid_train.generate.backbone_engine import BackboneEngine
+from longvid_train.generate.backbone_prompting import BackbonePrompting
+from longvid_train.generate.chat import FramesRequest, VideoChat
+from longvid_train.generate.engine import EngineOptions
+from longvid_train.generate.options import GenerationOptions
+from longvid_train.generate.scoring import score_answer
+from longvid_train.models.backbones import BackboneProcessor
+from longvid_train.models.backbones.load import AnyBackbone
+from longvid_train.world.clips import Clip, even_clip
+from longvid_train.world.render import render_frame
+
+
+def chat_under(backbone: AnyBackbone, processor: BackboneProcessor, adaptation: Adaptation) -> VideoChat:
+    """The model under an adaptation."""
+    prompting = BackbonePrompting(processor, backbone.model.config, adaptation)
+    return VideoChat(BackboneEngine(backbone, prompting, EngineOptions()), name=backbone.facts.model_type)
+
+
+def ask_clips(chat: VideoChat, clips: Sequence[HeldOut], *, new_tokens: int = NEW_TOKENS) -> list[Answered]:
+    """Answer every question of every clip, greedily.
+
+    Args:
+        chat: from `chat_under`. An adaptation with ``frames`` shows so many of the same video, else the clip's.
+        clips: with their questions.
+        new_tokens: longest answer.
+
+    Returns:
+        Clip after clip, question after question; seconds are those from frames in memory to the answer.
+    """
+    frames = chat.prompting.adaptation.frames
+    options = GenerationOptions(max_new_tokens=new_tokens)
+    answered = []
+    for one in clips:
+        clip = one.clip if frames is None else even_clip(one.clip.episode, frames)
+        request = FramesRequest(frames_of(clip), clip.times_s)
+        for question in one.questions:
+            answer = chat.open([request]).ask(question.text, options)
+            answered.append(
+                Answered(
+                    kind=question.kind,
+                    question=question.text,
+                    truth=question.answer,
+                    answer=answer.answer,
+                    score=score_answer(answer.answer, question.answer, question.kind),
+                    visual_tokens=answer.visual_tokens,
+                    new_tokens=answer.new_tokens,
+                    seconds=answer.seconds,
+                )
+            )
+    return answered
+
+
+def frames_of(clip: Clip) -> NDArray[np.uint8]:
+    """``(N, side, side, 3)`` uint8 RGB."""
+    return np.stack([render_frame(clip.episode, time_s, FRAME_SIDE_PX) for time_s in clip.times_s])
