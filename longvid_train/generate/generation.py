@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
+from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import Cache
 
 from longvid_train.generate.decoding import AnswerDecoder, Generated
@@ -61,6 +62,7 @@ def generate_prompts(
     placeholder_id: int,
     prefill_chunk: int,
     cache: Cache | None = None,
+    stopping: StoppingCriteria | None = None,
 ) -> list[Generated]:
     """Answer prompts whose visual tokens are given, in one left-padded batch.
 
@@ -74,6 +76,7 @@ def generate_prompts(
         placeholder_id: stands for one visual token.
         prefill_chunk: positions that pass the decoder at once.
         cache: as ``generate_from_tokens``.
+        stopping: sees the ids after every token, and may end answers.
 
     Returns:
         One answer a prompt, in order.
@@ -91,6 +94,7 @@ def generate_prompts(
             placeholder_id=placeholder_id,
             prefill_chunk=prefill_chunk,
             cache=cache,
+            stopping_criteria=None if stopping is None else StoppingCriteriaList([stopping]),
             **_keywords(decoder, options, streamer),
         )
     return _read(output[:, ids.shape[1] :], decoder, on_text if streamer is None else None)
