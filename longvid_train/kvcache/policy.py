@@ -12,8 +12,9 @@ from longvid_train.kvcache.schemes.full_precision import FullPrecision
 from longvid_train.kvcache.schemes.intp import Intp
 from longvid_train.kvcache.schemes.lloyd_max import LloydMax
 from longvid_train.kvcache.schemes.static_channel import StaticChannel
+from longvid_train.kvcache.schemes.transform_coding import TransformCoding
 
-AnyScheme = FullPrecision | Intp | StaticChannel | BiasRemoved | LloydMax | DynamicGroups
+AnyScheme = FullPrecision | Intp | StaticChannel | BiasRemoved | LloydMax | TransformCoding | DynamicGroups
 
 SCHEMES: dict[str, type[AnyScheme]] = {scheme.kind: scheme for scheme in get_args(AnyScheme)}
 

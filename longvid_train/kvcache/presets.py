@@ -7,6 +7,7 @@ from longvid_train.kvcache.schemes.dynamic_groups import DynamicGroups
 from longvid_train.kvcache.schemes.intp import Intp
 from longvid_train.kvcache.schemes.lloyd_max import LloydMax
 from longvid_train.kvcache.schemes.static_channel import StaticChannel
+from longvid_train.kvcache.schemes.transform_coding import TransformCoding
 
 PRESETS: dict[str, CachePolicy] = {
     "full": CachePolicy(),
@@ -16,6 +17,7 @@ PRESETS: dict[str, CachePolicy] = {
     "static2": CachePolicy(keys=StaticChannel(bits=2), values=StaticChannel(bits=2)),
     "bias2": CachePolicy(keys=BiasRemoved(bits=2), values=StaticChannel(bits=2)),
     "lloyd2": CachePolicy(keys=LloydMax(bits=2, rotary="pre"), values=LloydMax(bits=2)),
+    "transform2": CachePolicy(keys=TransformCoding(bits=2, rotary="pre"), values=TransformCoding(bits=2)),
     "k4v2": CachePolicy(keys=DynamicGroups(bits=4, along="channels", group=None), values=StaticChannel(bits=2)),
     "k4v2_static": CachePolicy(keys=StaticChannel(bits=4), values=StaticChannel(bits=2)),
     "kivi_g32": CachePolicy(

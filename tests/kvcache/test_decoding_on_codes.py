@@ -75,7 +75,7 @@ class LargestTensors(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("name", ["static2", "bias2", "lloyd2", "k4v2", "kivi_g32", "full"])
+@pytest.mark.parametrize("name", ["static2", "bias2", "lloyd2", "transform2", "k4v2", "kivi_g32", "full"])
 def test_a_decoding_step_makes_nothing_larger_than_a_page(model, statistics, name):
     """One row, 2 heads of 32: a page of 64 tokens is 4,096 numbers, the cache 12,800."""
     cache = cache_of(model, statistics, name)
@@ -97,7 +97,7 @@ def test_the_watch_sees_a_whole_cache(model):
     assert largest.floats >= 2 * PROMPT * 32
 
 
-@pytest.mark.parametrize("name", ["static2", "lloyd2", "kivi_g32"])
+@pytest.mark.parametrize("name", ["static2", "lloyd2", "transform2", "kivi_g32"])
 def test_the_prompt_is_coded_layer_by_layer(model, statistics, name):
     """When layer 1 takes its keys, layer 0 holds codes and its recent window only."""
     cache = cache_of(model, statistics, name)
@@ -120,10 +120,11 @@ def test_the_prompt_is_coded_layer_by_layer(model, statistics, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "bits"), [("static2", 2.0), ("static3", 3.0), ("lloyd2", 2.5), ("bias2", 2.0), ("kivi_g32", 3.0)]
+    ("name", "bits"),
+    [("static2", 2.0), ("static3", 3.0), ("lloyd2", 2.5), ("transform2", 2.25), ("bias2", 2.0), ("kivi_g32", 3.0)],
 )
 def test_bits_are_counted_from_allocated_bytes(model, statistics, name, bits):
-    """At a head dim of 32: the gain of lloyd2 is 16 / 32 bits a number."""
+    """At a head dim of 32: the gain of lloyd2 is 16 / 32 bits a number, that of transform2 8 / 32."""
     cache = cache_of(model, statistics, name)
     with attending_on_codes(model):
         run(model, cache, ids_of(rows=2))
@@ -151,7 +152,7 @@ def reference_attention(layer, query, keys, values, decoded):
 
 
 @pytest.mark.parametrize("separate", [False, True], ids=["shared", "by_kind"])
-@pytest.mark.parametrize("name", ["static2", "bias2", "lloyd2", "k4v2_static"])
+@pytest.mark.parametrize("name", ["static2", "bias2", "lloyd2", "transform2", "k4v2_static"])
 def test_a_layer_attends_to_what_its_codes_mean(model, statistics, name, separate):
     policy = replace(PRESETS[name], recent_tokens=16, flush_tokens=8, separate_visual=separate)
     quantizer = fit_quantizer(policy, statistics, rotation_of(model))
@@ -178,7 +179,7 @@ def test_a_layer_attends_to_what_its_codes_mean(model, statistics, name, separat
     assert torch.allclose(ours.double(), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["bias2", "lloyd2"])
+@pytest.mark.parametrize("name", ["bias2", "lloyd2", "transform2"])
 def test_positions_of_padded_rows_are_their_own(model, statistics, name):
     """Keys coded before rotation: a row padded on the left continues as the row alone does."""
     ids = ids_of(60, rows=2)

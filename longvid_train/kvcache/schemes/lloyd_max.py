@@ -55,7 +55,7 @@ class LloydMaxCodec(Codec):
         unrotated = x.double() if self.rotation is None else self.rotation.remove(x.double(), places.positions)
         normal = (unrotated - by_kind(self.mean, places).double()) / by_kind(self.deviation, places).double()
         levels = by_kind(self.levels, places).double()
-        size = _root_mean_square(normal) if self.gain else torch.ones_like(normal[..., :1])
+        size = root_mean_square(normal) if self.gain else torch.ones_like(normal[..., :1])
         codes = nearest_level(normal / size, levels)
         stored = {"codes": pack(codes, self.bits)}
         if self.gain:
@@ -169,13 +169,13 @@ class LloydMax:
         taken_off, vectors, weights = self._rotation(rotation), sample.vectors.double(), sample.weights
         if taken_off is not None:
             row, positions = in_one_row(sample)
-            vectors, weights = out_of_row(taken_off.remove(row, positions)), _pair_mean(weights)
+            vectors, weights = out_of_row(taken_off.remove(row, positions)), pair_mean(weights)
         mean = vectors.mean(0)
         deviation = (vectors - mean).square().mean(0).sqrt()
         deviation = torch.where(deviation > 0, deviation, 1.0)
         normal = (vectors - mean) / deviation
         if self.gain:
-            normal = normal / _root_mean_square(normal)
+            normal = normal / root_mean_square(normal)
         importance = (weights * deviation.square()).expand_as(normal)
         return mean, deviation, lloyd_levels(normal.flatten(), importance.flatten(), self.bits)
 
@@ -221,13 +221,13 @@ def _look_up(levels: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     return torch.gather(levels.expand(*codes.shape[:3], -1), -1, codes.long())
 
 
-def _root_mean_square(x: torch.Tensor) -> torch.Tensor:
+def root_mean_square(x: torch.Tensor) -> torch.Tensor:
     """``(..., 1)``; 1 where a vector is zero."""
     size = x.square().mean(-1, keepdim=True).sqrt()
     return torch.where(size > 0, size, 1.0)
 
 
-def _pair_mean(weights: torch.Tensor) -> torch.Tensor:
+def pair_mean(weights: torch.Tensor) -> torch.Tensor:
     """Weights ``(H, D)`` of rotated channels for channels before rotation: the mean of each rotated pair."""
     first, second = weights.chunk(2, dim=-1)
     return ((first + second) / 2).repeat(1, 2)
