@@ -13,7 +13,7 @@ from longvid_train.errors import UserError
 from longvid_train.generate.chat import Conversation, VideoChat
 from longvid_train.generate.llama_vid_prompting import LlamaVidPrompting
 from longvid_train.generate.media import Medium
-from longvid_train.models.llama_vid.context_scores import FIGURE_QUERIES, TOP_PATCHES, context_scores, top_patches
+from longvid_train.models.llama_vid.context_scores import FIGURE_QUERIES, context_scores, top_patches
 
 MOST_FRAMES = 512
 """Frames a trace holds; of more, an even choice with first and last."""
@@ -64,7 +64,7 @@ class ContextTrace:
 
 
 def context_traces(
-    chat: VideoChat, talk: Conversation, *, queries: int = FIGURE_QUERIES, count: int = TOP_PATCHES
+    chat: VideoChat, talk: Conversation, *, queries: int = FIGURE_QUERIES, count: int | None = None
 ) -> tuple[ContextTrace, ...]:
     """Read the last question that showed something: a trace of each medium it showed, in order.
 
@@ -72,7 +72,7 @@ def context_traces(
         chat: the model.
         talk: with an answer.
         queries: of the text decoder's queries, how many from the first.
-        count: highest patches to mark a query.
+        count: highest patches to mark a query; see `top_patches`.
 
     Raises:
         UserError: another model, nothing asked or shown, or a model without context tokens.
@@ -112,7 +112,7 @@ def _even_choice(frames: int) -> list[int]:
 
 
 def _trace(
-    question: str, answer: str, medium: Medium, chosen: list[int], scores: torch.Tensor, count: int
+    question: str, answer: str, medium: Medium, chosen: list[int], scores: torch.Tensor, count: int | None
 ) -> ContextTrace:
     side = isqrt(scores.shape[-1])
     top = top_patches(scores, count)

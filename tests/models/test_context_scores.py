@@ -65,4 +65,8 @@ def test_a_model_without_context_tokens_is_refused(llama_vid_kinds) -> None:
 def test_top_patches_are_the_highest_first() -> None:
     scores = torch.tensor([[[0.1, 3.0, -1.0, 2.0]], [[5.0, 4.0, 3.0, 6.0]]])
     assert top_patches(scores, 2).tolist() == [[[1, 3]], [[3, 0]]]
-    assert top_patches(scores).tolist() == [[[1, 3, 0, 2]], [[3, 0, 1, 2]]]
+    assert top_patches(scores, 9).tolist() == [[[1, 3, 0, 2]], [[3, 0, 1, 2]]]
+
+
+def test_without_a_count_the_paper_s_share_is_marked() -> None:
+    assert [top_patches(torch.rand(2, patches)).shape[1] for patches in (4, 36, 256, 576)] == [1, 2, 20, 20]

@@ -12,8 +12,8 @@ from longvid_train.models.llama_vid.modeling import LlamaVidForConditionalGenera
 FIGURE_QUERIES = 5
 """Queries of Figure 11; Figure 6 shows the first two of them."""
 
-TOP_PATCHES = 20
-"""Patches the paper marks a query."""
+TOP_PATCHES, PAPER_PATCHES = 20, 256
+"""Patches the paper marks a query, of so many."""
 
 
 @torch.no_grad()
@@ -53,6 +53,11 @@ def context_scores(
     return torch.cat(parts)
 
 
-def top_patches(scores: torch.Tensor, count: int = TOP_PATCHES) -> torch.Tensor:
-    """``(..., P)`` scores to the ``(..., min(count, P))`` int64 patches that score highest, the best first."""
-    return scores.topk(min(count, scores.shape[-1]), dim=-1).indices
+def top_patches(scores: torch.Tensor, count: int | None = None) -> torch.Tensor:
+    """``(..., P)`` scores to the ``(..., count)`` int64 patches that score highest, the best first.
+
+    Without a count the paper's 20, or of fewer patches than the paper's 256 the same share, at least one.
+    """
+    patches = scores.shape[-1]
+    wanted = min(TOP_PATCHES, max(1, TOP_PATCHES * patches // PAPER_PATCHES)) if count is None else count
+    return scores.topk(min(wanted, patches), dim=-1).indices
