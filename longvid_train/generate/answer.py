@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from longvid_train.generate.zoom.trace import ZoomTrace
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShownMedium:
@@ -85,7 +87,8 @@ class Answer:
         plan: how the frames are shown, in words; empty without a token plan.
         window: see `WindowUse`.
         cache: see `CacheUse`; ``None`` where the adaptation leaves the cache in full precision.
-        notes: lines for the user: what plan and window did, and what has no effect.
+        notes: lines for the user: what plan, window and zoom did, and what has no effect.
+        trace: see `ZoomTrace`; ``None`` where the adaptation does not zoom.
     """
 
     question: str
@@ -109,6 +112,7 @@ class Answer:
     window: WindowUse
     cache: CacheUse | None
     notes: tuple[str, ...]
+    trace: ZoomTrace | None
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -42,7 +42,7 @@ class BackbonePrompting(Prompting):
         further_ends: tuple[int, ...] = (),
         compression: CacheCompression | None = None,
     ) -> None:
-        self.planned = PlannedProcessor(processor, adaptation)
+        self.planned = self._planned(processor, config, adaptation)
         self.config = config
         super().__init__(
             self.planned,
@@ -81,6 +81,9 @@ class BackbonePrompting(Prompting):
         chosen = adaptation or Adaptation()
         compression = read_compression(chosen, source, config, adapter=adapter)
         return cls(processor, config, chosen, further_ends=_ends(source), compression=compression)
+
+    def _planned(self, processor: BackboneProcessor, config: Any, adaptation: Adaptation) -> PlannedProcessor:
+        return PlannedProcessor(processor, adaptation)
 
     @property
     def facts(self) -> BackboneFacts:

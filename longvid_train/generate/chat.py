@@ -40,6 +40,7 @@ from longvid_train.generate.media import (
 from longvid_train.generate.options import GenerationOptions
 from longvid_train.generate.prompting import Prompting, first_question, next_question
 from longvid_train.generate.streaming import OnText
+from longvid_train.generate.zoom.trace import ZoomTrace
 from longvid_train.models.adapter import Adapter
 from longvid_train.models.backbones.adapted import BackboneAdapter
 from longvid_train.rope.scale import TokenCounts, extent_of
@@ -183,6 +184,7 @@ class VideoChat:
             raise UserError("a conversation stands twice in the batch; fork it, or ask one question after the other")
         if not conversations:
             return []
+        self.prompting.check_generation(options)
         asked = [talk.with_question(question) for talk, question in zip(conversations, questions, strict=True)]
         for talk, turns in zip(conversations, asked, strict=True):
             self.prompting.check_window(turns, talk.layouts, options.max_new_tokens)
@@ -227,13 +229,16 @@ class VideoChat:
             )
             for medium, reader in zip(talk.media, encoded.readers, strict=True)
         )
+        trace = _trace(question, shown, answered, encode_s=spent_s[1])
+        zoomed_tokens = 0 if trace is None else trace.zoom_tokens
         return Answer(
             question=question,
             answer=answered.generated.text,
             frames=sum(medium.frames for medium in shown),
             timestamps_s=tuple(time_s for medium in shown for time_s in medium.timestamps_s),
-            visual_tokens=int((asked.sample.input_ids == self.prompting.processor.visual_token_id).sum()),
-            prompt_tokens=len(asked.sample.input_ids),
+            visual_tokens=int((asked.sample.input_ids == self.prompting.processor.visual_token_id).sum())
+            + zoomed_tokens,
+            prompt_tokens=len(asked.sample.input_ids) + zoomed_tokens,
             new_tokens=answered.generated.new_tokens,
             seconds=sum(spent_s),
             decode_s=spent_s[0],
@@ -248,7 +253,8 @@ class VideoChat:
             plan=self.prompting.plan_words(talk.layouts),
             window=_window_use(self.prompting, asked.counts),
             cache=_cache_use(self.prompting, answered),
-            notes=self._notes(talk, asked),
+            notes=(*self._notes(talk, asked), *(() if trace is None else trace.notes)),
+            trace=trace,
         )
 
     def _notes(self, talk: "Conversation", asked: Asked) -> tuple[str, ...]:
@@ -342,6 +348,15 @@ def _window_use(prompting: Prompting, counts: TokenCounts) -> WindowUse:
         trained_tokens=extent.trained_tokens,
         scale=extent.scale,
         language_tokens=extent.language_tokens,
+    )
+
+
+def _trace(question: str, shown: tuple[ShownMedium, ...], answered: Answered, *, encode_s: float) -> ZoomTrace | None:
+    if answered.zoom is None:
+        return None
+    (video,) = shown
+    return answered.zoom.told(
+        question=question, video=video.path, times_s=video.timestamps_s, overview_encode_s=encode_s
     )
 
 

@@ -23,6 +23,7 @@ from longvid_train.generate.generation import generate_prompts
 from longvid_train.generate.options import GenerationOptions
 from longvid_train.generate.prompting import Prompting
 from longvid_train.generate.streaming import OnText
+from longvid_train.generate.zoom.answering import ZoomOutcome
 from longvid_train.kvcache.attention import attending_on_codes
 from longvid_train.kvcache.cache import CacheBytes, QuantizedKVCache
 from longvid_train.models.prefill import PREFILL_CHUNK
@@ -71,7 +72,7 @@ class Asked:
     sample: EncodedSample
     counts: TokenCounts
     shown: tuple[int, ...]
-    kept: tuple[torch.Tensor, ...]
+    kept: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,12 @@ class Answered:
     Attributes:
         generated: its text.
         cache: of the batch it was answered in, when the last token was made; ``None`` for a cache in full precision.
+        zoom: what was noted on the way, where the adaptation zooms.
     """
 
     generated: Generated
     cache: CacheBytes | None
+    zoom: ZoomOutcome | None = None
 
 
 class Engine(ABC):
@@ -121,12 +124,16 @@ class Engine(ABC):
         """``(n, height, width, 3)`` uint8 RGB -> ``(n, 3, h, w)`` pixels."""
         return self.prompting.processor.preprocess_frames(frames)
 
+    def prepare(self, frames: NDArray[np.uint8]) -> Any:
+        """``(n, height, width, 3)`` uint8 RGB -> what `keep` takes of them; here pixels of `preprocess`."""
+        return self.preprocess(frames)
+
     @abstractmethod
-    def keep(self, chunks: Iterable[torch.Tensor], layout: MediumLayout) -> torch.Tensor:
+    def keep(self, chunks: Iterable[Any], layout: MediumLayout) -> Any:
         """Encode one medium, a chunk of frames at a time.
 
         Args:
-            chunks: pixels of `preprocess`, ``N`` frames over all.
+            chunks: from `prepare`, ``N`` frames over all.
             layout: of the medium.
 
         Returns:

@@ -13,10 +13,12 @@ from longvid_train.generate.engine import Engine, EngineOptions
 from longvid_train.generate.llama_vid_engine import LlamaVidEngine
 from longvid_train.generate.llama_vid_prompting import LlamaVidPrompting
 from longvid_train.generate.prompting import Prompting
+from longvid_train.generate.zoom.engine import ZoomEngine
+from longvid_train.generate.zoom.prompting import ZoomPrompting
 from longvid_train.models.adapter import Adapter
 from longvid_train.models.backbones.adapted import BackboneAdapter, load_adapted_backbone
 from longvid_train.models.backbones.llama_vid import LlamaVid
-from longvid_train.models.backbones.load import load_backbone, read_config
+from longvid_train.models.backbones.load import AnyBackbone, load_backbone, read_config
 from longvid_train.models.llama_vid.adapted import load_adapted
 from longvid_train.models.llama_vid.loading import load_llama_vid
 
@@ -44,7 +46,13 @@ def read_prompting(
             have, or an adaptation that is for other models, does not fit or is not that of the adapter's training.
     """
     kind, _ = read_config(source)
+    zooms = adaptation is not None and adaptation.zoom is not None
     if issubclass(kind, LlamaVid):
+        if zooms:
+            raise UserError(
+                f"{source} is a LLaMA-VID, whose frames have as many tokens at any resolution: there is no overview to "
+                "zoom into; leave zoom out"
+            )
         assert not isinstance(adapter, BackboneAdapter), "an adapter of another architecture has another base model"
         if prompt is not None:
             raise UserError("--prompt has no effect: a LLaMA-VID has templates; choose one with --template")
@@ -60,7 +68,19 @@ def read_prompting(
             adapter.check_adaptation(adaptation, "--adaptation")
         adaptation = adaptation or adapter.adaptation
     folder = None if adapter is None else adapter.folder
-    return BackbonePrompting.from_source(source, adaptation=adaptation, adapter=folder, prompt=prompt)
+    asked = ZoomPrompting if zooms else BackbonePrompting
+    return asked.from_source(source, adaptation=adaptation, adapter=folder, prompt=prompt)
+
+
+def backbone_engine(
+    backbone: AnyBackbone,
+    prompting: BackbonePrompting,
+    options: EngineOptions = EngineOptions(),  # noqa: B008 - frozen
+) -> Engine:
+    """The engine of a loaded backbone, as its prompting wants it."""
+    if isinstance(prompting, ZoomPrompting):
+        return ZoomEngine(backbone, prompting, options)
+    return BackboneEngine(backbone, prompting, options)
 
 
 def load_engine(
@@ -91,7 +111,7 @@ def load_engine(
         else:
             backbone = load_backbone(source, dtype=dtype)
         backbone.model.to(device)
-        return BackboneEngine(backbone, prompting, options)
+        return backbone_engine(backbone, prompting, options)
     assert not isinstance(adapter, BackboneAdapter), "an adapter of another architecture has another base model"
     model = load_llama_vid(source, dtype=dtype) if adapter is None else load_adapted(source, adapter, dtype=dtype)
     return LlamaVidEngine(model.to(device), prompting, options)

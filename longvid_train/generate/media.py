@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,7 +100,7 @@ class EncodedMedia:
         encode_s: seconds spent in the tower.
     """
 
-    kept: tuple[torch.Tensor, ...]
+    kept: tuple[Any, ...]
     readers: tuple[str, ...]
     decode_s: float
     encode_s: float
@@ -239,19 +240,19 @@ def encode_media(
         UserError: a file cannot be decoded.
     """
     total = sum(medium.layout.frame_count for medium in media)
-    kept: list[torch.Tensor] = []
+    kept: list[Any] = []
     readers: list[str] = []
     done = 0
     timer = _Timer(engine.device)
 
-    def chunks(medium: Medium) -> Iterator[torch.Tensor]:
+    def chunks(medium: Medium) -> Iterator[Any]:
         nonlocal done
         for frames, reader in _decoded_pieces(medium, options):
             used.append(reader)
             for chunk in np.split(frames, range(engine.frame_chunk, len(frames), engine.frame_chunk)):
-                pixels = engine.preprocess(chunk)
+                prepared = engine.prepare(chunk)
                 timer.charge("decode")
-                yield pixels
+                yield prepared
                 done += len(chunk)
                 timer.charge("encode")
                 on_progress("encoding frames", done, total)

@@ -25,6 +25,7 @@ from longvid_train.data.templates import Template
 from longvid_train.errors import UserError
 from longvid_train.generate.compression import CacheCompression, window_words
 from longvid_train.generate.decoding import AnswerDecoder
+from longvid_train.generate.options import GenerationOptions
 from longvid_train.kvcache.rotation import Rotation
 from longvid_train.rope.extension import Extension, prepare
 from longvid_train.rope.rotary import find_rotary
@@ -201,13 +202,38 @@ class Prompting(ABC):
 
     def plan_words(self, layouts: Sequence[MediumLayout]) -> str:
         """How the frames are shown, one part a medium with a plan; empty without plans."""
-        plans = [plan for layout in layouts if (plan := self.plan(layout)) is not None]
-        return "; ".join(f"{self.adaptation.plan.kind}, {self.adaptation.plan_notes(plan)[0]}" for plan in plans)
+        plans = [lines for layout in layouts if (lines := self.plan_lines(layout))]
+        return "; ".join(f"{self.plan_kind}, {lines[0]}" for lines in plans)
+
+    @property
+    def plan_kind(self) -> str:
+        """What the way of showing videos is called."""
+        return self.adaptation.plan.kind
+
+    def plan_lines(self, layout: MediumLayout) -> list[str]:
+        """Lines for the user about how a medium is shown, the first in numbers; none without a plan."""
+        plan = self.plan(layout)
+        return [] if plan is None else self.adaptation.plan_notes(plan)
+
+    @property
+    def least_frames(self) -> int:
+        """Frames without which a video cannot be shown."""
+        return self.adaptation.plan.least_frames
+
+    def check_generation(self, options: GenerationOptions) -> None:
+        """Raise unless answers can be drawn this way.
+
+        Raises:
+            UserError: beams, where the adaptation zooms: they would look at different frames.
+        """
+        if options.num_beams > 1 and self.adaptation.zoom is not None:
+            raise UserError(
+                f"num_beams is {options.num_beams}, and the adaptation zooms: frames are chosen for one answer; use 1"
+            )
 
     def notes(self, layouts: Sequence[MediumLayout], counts: TokenCounts) -> list[str]:
         """Lines for the user: what is shown of each medium, and what an unextended window means for it."""
-        plans = [plan for layout in layouts if (plan := self.plan(layout)) is not None]
-        lines = [line for plan in plans for line in self.adaptation.plan_notes(plan)]
+        lines = [line for layout in layouts for line in self.plan_lines(layout)]
         trained = self.trained.visual
         if not self.adaptation.window.extends and trained is not None and counts.visual > trained:
             lines.append(
@@ -226,7 +252,7 @@ class Prompting(ABC):
 
     def _remedy(self, turns: Sequence[Turn], layouts: Sequence[MediumLayout], max_new_tokens: int) -> str:
         step = self.joint_frames
-        least = -(-self.adaptation.plan.least_frames // step)
+        least = -(-self.least_frames // step)
 
         def fits(index: int) -> bool:
             cap = (least + index - 1) * step

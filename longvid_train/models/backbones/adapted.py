@@ -52,7 +52,7 @@ class BackboneAdapter:
         return self.adapter.base_folder(given)
 
     def check_adaptation(self, given: Adaptation, where: str) -> None:
-        """Refuse another adaptation than that of the training; a cache, which training has not, may be added.
+        """Refuse another adaptation than that of the training; what training has not, a cache and a zoom, may be added.
 
         Args:
             given: the user's.
@@ -61,7 +61,7 @@ class BackboneAdapter:
         Raises:
             UserError: they differ; naming both.
         """
-        if replace(given, cache=None) != self.adaptation:
+        if replace(given, cache=None, zoom=None) != self.adaptation:
             raise UserError(
                 f"{where} is not the adaptation that {self.folder} was trained under "
                 f"({self.folder / ADAPTATION_FILE}); leave --adaptation out, the adapter brings its own"

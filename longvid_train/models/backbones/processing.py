@@ -6,6 +6,7 @@ settings, which is also what the models were trained with.
 ``N`` frames, ``S`` tokens of the prompt.
 """
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,17 @@ class BackboneProcessor:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"{source}: its processor cannot be read ({reason}); save it beside the model") from error
         return cls(tokenizer, facts, pictures, chat_template=whole.get("chat_template"), prompt=prompt)
+
+    def resized(self, side: int) -> "BackboneProcessor":
+        """The same prompts, and pictures of another size: resizing and cropping are scaled with it.
+
+        Args:
+            side: pixels a side of a preprocessed frame.
+        """
+        twin = copy.copy(self)
+        twin.picture_settings = _scaled(self.picture_settings, side, self.facts.image_side)
+        twin._pictures = CLIPImageProcessorPil(**twin.picture_settings)
+        return twin
 
     def pixel_values(self, frames: NDArray[np.uint8]) -> torch.Tensor:
         """``(N, H, W, 3)`` uint8 RGB frames -> ``(N, 3, side, side)`` float32, resized and normalised."""
@@ -226,6 +238,17 @@ class BackboneProcessor:
 
 def _said(answer: str) -> dict[str, Any]:
     return {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+
+
+def _scaled(settings: dict[str, Any], side: int, full_side: int) -> dict[str, Any]:
+    """Sizes times ``side / full_side``, to whole pixels; what is ``full_side`` becomes ``side``."""
+
+    def scaled(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: scaled(one) for name, one in value.items()}
+        return value if value is None else round(value * side / full_side)
+
+    return settings | {name: scaled(settings[name]) for name in ("size", "crop_size") if name in settings}
 
 
 def _whole_frame(pictures: dict[str, Any], side: int) -> dict[str, Any]:
