@@ -10,6 +10,8 @@ examples:
   longvid ask movie.mp4 "Who wins?" --model llava-hf/llava-onevision-qwen2-7b-ov-hf --frames 256
       --adaptation configs/adaptations/visual_yarn.yaml
   longvid ask movie.mp4 "Who wins?" --model MODEL --adaptation configs/adaptations/kv/kivi_g32.yaml --json
+  longvid ask movie.mp4 "Describe the video." --model llava-hf/LLaVA-NeXT-Video-7B-hf --trace out
+      --adaptation configs/adaptations/zoomvlm/clip_32.yaml
 
 The answer streams to stdout; progress and numbers go to stderr. Without --frames and --fps an adaptation's own frames
 are shown; without those a LLaMA-VID samples a video at 1 frame per second, or as densely as its window allows, and any
@@ -80,6 +82,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num-beams", type=int, default=1, metavar="N", help="beam search (1: none)")
     add("--seed", type=int, default=0, help="of the draws (0)")
     add("--reader", default="auto", help="auto, pyav or decord (auto)")
+    add(
+        "--trace",
+        type=Path,
+        metavar="FOLDER",
+        help="write where the model looked, JSON and a page a question (LLaMA-VID, or an adaptation that zooms)",
+    )
     add("--json", action="store_true", help="print one JSON object; the top level is the last answer, turns has all")
     add_limit_options(parser)
 
@@ -94,6 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
     import transformers
 
     from longvid_train.adaptation.reading import load_adaptation
+    from longvid_train.commands.tracing import Tracer, check_traceable
     from longvid_train.generate.chat import VideoChat, resolve_device, resolve_dtype
     from longvid_train.generate.engine import EngineOptions
     from longvid_train.generate.loading import read_prompting
@@ -127,6 +136,9 @@ def run(arguments: argparse.Namespace) -> int:
     prompting = read_prompting(
         source, adaptation=adaptation, adapter=adapter, template=arguments.template, prompt=_prompt(arguments)
     )
+    prompting.check_generation(options)
+    if arguments.trace is not None:
+        check_traceable(prompting, arguments.trace)
     if asked_tokens is None:
         options = replace(options, max_new_tokens=_default_new_tokens(prompting.window, _planned(arguments)))
     media = _media(arguments, read, prompting, options)
@@ -138,11 +150,18 @@ def run(arguments: argparse.Namespace) -> int:
         source, adapter=adapter, prompting=prompting, device=arguments.device, dtype=arguments.dtype, engine=engine
     )
     talk = chat.open(media, read=read, on_progress=_Progress())
-    answers = [_answered(talk, question, options, arguments.json) for question in _questions(arguments)]
-    if not answers:
+    tracer = None if arguments.trace is None else Tracer(chat, read, arguments.trace)
+    reports = []
+    for question in _questions(arguments):
+        answer = _answered(talk, question, options, arguments.json)
+        pages = [] if tracer is None else tracer.write(talk, answer)
+        for page in pages:
+            _say(f"trace: {page}")
+        reports.append(_report(answer, pages))
+    if not reports:
         raise UserError("standard input holds no question; write one a line")
     if arguments.json:
-        print(json.dumps(_report(answers), ensure_ascii=False))
+        print(json.dumps(_joined(reports), ensure_ascii=False))
     return 0
 
 
@@ -365,8 +384,14 @@ def _cache_words(cache: "CacheUse") -> str:
     )
 
 
-def _report(answers: "list[Answer]") -> dict[str, object]:
-    turns = [asdict(answer) for answer in answers]
+def _report(answer: "Answer", pages: list[Path]) -> dict[str, object]:
+    """An answer as plain values; where a trace was written in its place."""
+    values = asdict(replace(answer, trace=None))
+    del values["trace"]
+    return values | ({"trace_pages": [str(page) for page in pages]} if pages else {})
+
+
+def _joined(turns: list[dict[str, object]]) -> dict[str, object]:
     return turns[-1] if len(turns) == 1 else {**turns[-1], "turns": turns}
 
 
