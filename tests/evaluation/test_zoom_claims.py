@@ -15,6 +15,7 @@ from longvid_train.evaluation.claims.cells import CellStore, Scores
 from longvid_train.evaluation.claims.held_out import KINDS, held_out_clips
 from longvid_train.evaluation.claims.methods import ZOOM_ABLATIONS, ZOOM_METHODS
 from longvid_train.evaluation.claims.pages import claim_png, claim_values, costs_table, question_cost
+from longvid_train.generate.chat import Conversation
 from longvid_train.models.backbones import BackboneProcessor, load_backbone
 from longvid_train.rope.unextended import NoWindow
 
@@ -57,7 +58,7 @@ def made_scores(claim, right, words=lambda method, index: "b") -> Scores:
 
 
 def test_the_methods_are_the_shipped_adaptations() -> None:
-    assert len(ZOOM_METHODS) == 7 and len({one.name for one in (*ZOOM_METHODS, *ZOOM_ABLATIONS)}) == 18
+    assert len(ZOOM_METHODS) == 7 and len({one.name for one in (*ZOOM_METHODS, *ZOOM_ABLATIONS)}) == 19
     for method in ZOOM_METHODS:
         assert load_adaptation(CONFIGS / f"{method.file}.yaml") == method.adaptation
 
@@ -138,3 +139,27 @@ def made_flat(claim) -> Scores:
     answer = Answered(kind="needle", question="?", truth="a", answer="a", score=1.0)
     answers = [replace(answer, kind=kind) for kind in KINDS for _ in range(2)]
     return Scores({(method.name, count): answers for method in claim.grid.methods for count in claim.grid.frames})
+
+
+def test_methods_that_zoom_answer_and_count_what_they_showed(onevision) -> None:
+    backbone, processor = onevision
+    methods = {one.name: one.adaptation for one in (*ZOOM_METHODS, *ZOOM_ABLATIONS)}
+    shown = {"overview": 6 + 1, "zoom": 6 + 1 + 2 * 4, "k4": 6 + 1 + 4 * 4, "r1": 8 + 1 + 2 * 4}
+    for name, tokens in shown.items():
+        found = ask_clips(chat_under(backbone, processor, methods[name]), clips()[:1])
+        assert {one.visual_tokens for one in found} == {tokens}, name
+        assert [one.question for one in found] == [question.text for question in clips()[0].questions]
+
+
+def test_questions_are_charged_for_their_frames_which_are_encoded_once(
+    onevision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, processor = onevision
+    chat = chat_under(backbone, processor, ZOOM_METHODS[0].adaptation)
+    kept: list[int] = []
+    keep, encode = chat.engine.keep, Conversation.encode
+    monkeypatch.setattr(chat.engine, "keep", lambda *given: kept.append(1) or keep(*given))
+    monkeypatch.setattr(Conversation, "encode", lambda talk: replace(encode(talk), decode_s=1e6, encode_s=1e7))
+    found = ask_clips(chat, clips()[:1])
+    assert len(kept) == 1 and len(found) == 3
+    assert all(1.1e7 < one.seconds < 1.2e7 for one in found)

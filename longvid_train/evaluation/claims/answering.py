@@ -31,7 +31,7 @@ class Answered:
     """One question, the model's answer and its score between 0 and 1.
 
     Questions that were asked one by one (`asking`) also have what they took: tokens of the video, tokens generated and
-    wall-clock seconds.
+    wall-clock seconds. Answers from a compressed KV cache (`coded`) have its measured bits a number.
     """
 
     kind: str
@@ -42,6 +42,7 @@ class Answered:
     visual_tokens: int | None = None
     new_tokens: int | None = None
     seconds: float | None = None
+    cache_bits: float | None = None
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Held-out questions asked one by one through a conversation, as ``longvid ask`` asks them: what zooming needs.
 
-Every question pays for its frames, so that methods compare in time as well as in tokens.
+Frames are encoded once a clip and charged to each of its questions, so that methods compare in time as in tokens.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,8 @@ from longvid_train.generate.chat import FramesRequest, VideoChat
 from longvid_train.generate.engine import EngineOptions
 from longvid_train.generate.options import GenerationOptions
 from longvid_train.generate.scoring import score_answer
+from longvid_train.generate.zoom.engine import ZoomEngine
+from longvid_train.generate.zoom.prompting import ZoomPrompting
 from longvid_train.models.backbones import BackboneProcessor
 from longvid_train.models.backbones.load import AnyBackbone
 from longvid_train.world.clips import Clip, even_clip
@@ -24,9 +26,13 @@ from longvid_train.world.render import render_frame
 
 
 def chat_under(backbone: AnyBackbone, processor: BackboneProcessor, adaptation: Adaptation) -> VideoChat:
-    """The model under an adaptation."""
-    prompting = BackbonePrompting(processor, backbone.model.config, adaptation)
-    return VideoChat(BackboneEngine(backbone, prompting, EngineOptions()), name=backbone.facts.model_type)
+    """The model under an adaptation, which may zoom."""
+    config, engine = backbone.model.config, EngineOptions()
+    if adaptation.zoom is None:
+        plain = BackboneEngine(backbone, BackbonePrompting(processor, config, adaptation), engine)
+        return VideoChat(plain, name=backbone.facts.model_type)
+    zooming = ZoomEngine(backbone, ZoomPrompting(processor, config, adaptation), engine)
+    return VideoChat(zooming, name=backbone.facts.model_type)
 
 
 def ask_clips(chat: VideoChat, clips: Sequence[HeldOut], *, new_tokens: int = NEW_TOKENS) -> list[Answered]:
@@ -45,9 +51,10 @@ def ask_clips(chat: VideoChat, clips: Sequence[HeldOut], *, new_tokens: int = NE
     answered = []
     for one in clips:
         clip = one.clip if frames is None else even_clip(one.clip.episode, frames)
-        request = FramesRequest(frames_of(clip), clip.times_s)
+        talk = chat.open([FramesRequest(frames_of(clip), clip.times_s)])
+        encoded = talk.encode()
         for question in one.questions:
-            answer = chat.open([request]).ask(question.text, options)
+            answer = talk.fork().ask(question.text, options)
             answered.append(
                 Answered(
                     kind=question.kind,
@@ -57,7 +64,7 @@ def ask_clips(chat: VideoChat, clips: Sequence[HeldOut], *, new_tokens: int = NE
                     score=score_answer(answer.answer, question.answer, question.kind),
                     visual_tokens=answer.visual_tokens,
                     new_tokens=answer.new_tokens,
-                    seconds=answer.seconds,
+                    seconds=encoded.decode_s + encoded.encode_s + answer.seconds,
                 )
             )
     return answered

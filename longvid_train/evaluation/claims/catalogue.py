@@ -3,22 +3,42 @@
 from longvid_train.errors import UserError, nearest
 from longvid_train.evaluation.claims.claim import Claim
 from longvid_train.evaluation.claims.intp_frames import CLAIM as INTP_FRAMES
+from longvid_train.evaluation.claims.kv_bits import CLAIM as KV_BITS
+from longvid_train.evaluation.claims.kv_bits import LLAMA_VID_CLAIM as KV_BITS_LLAMA_VID
 from longvid_train.evaluation.claims.visual_window import CLAIM as VISUAL_WINDOW
 from longvid_train.evaluation.claims.visual_window_long import CLAIM as VISUAL_WINDOW_LONG
 from longvid_train.evaluation.claims.zoomvlm import ABLATIONS as ZOOMVLM_ABLATIONS
 from longvid_train.evaluation.claims.zoomvlm import CLAIM as ZOOMVLM
 
-CLAIMS = {claim.name: claim for claim in (VISUAL_WINDOW, VISUAL_WINDOW_LONG, INTP_FRAMES, ZOOMVLM, ZOOMVLM_ABLATIONS)}
+CLAIMS = {
+    claim.name: claim
+    for claim in (
+        VISUAL_WINDOW,
+        VISUAL_WINDOW_LONG,
+        INTP_FRAMES,
+        ZOOMVLM,
+        ZOOMVLM_ABLATIONS,
+        KV_BITS,
+        KV_BITS_LLAMA_VID,
+    )
+}
 
 
-def choose_claims(names: list[str]) -> list[Claim]:
+def choose_claims(names: list[str], *, llama_vid: bool) -> list[Claim]:
     """The named claims in their order, all of them where none is named.
 
+    Args:
+        names: from the command line.
+        llama_vid: whether there is a LLaMA-VID; without one its claims are not among all.
+
     Raises:
-        UserError: a name is unknown.
+        UserError: a name is unknown, or its claim needs a LLaMA-VID.
     """
     for name in names:
         if name not in CLAIMS:
             hint = nearest(name, list(CLAIMS)) or "."
             raise UserError(f"claim '{name}' is unknown{hint} Claims: {', '.join(CLAIMS)}")
-    return [claim for name, claim in CLAIMS.items() if not names or name in names]
+        if CLAIMS[name].model is None and not llama_vid:
+            raise UserError(f"claim '{name}' is about a LLaMA-VID, and none ships; name a folder with --llama-vid")
+    chosen = [claim for name, claim in CLAIMS.items() if not names or name in names]
+    return [claim for claim in chosen if claim.model is not None or llama_vid]

@@ -1,9 +1,10 @@
 """Scores of every method at every number of frames, kept on disk cell by cell, so that an interrupted run goes on."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -101,19 +102,26 @@ class Scores:
         """Mean of the paired differences of two cells that were asked the same questions."""
         return bootstrap_mean(list(self.values(*better, kind=kind) - self.values(*worse, kind=kind)))
 
-    def gain_beyond(self, better: str, worse: str, frames: Sequence[int]) -> Interval:
+    def gain_beyond(self, better: str, worse: str, frames: Sequence[int], *, kind: str | None = None) -> Interval:
         """The same over several numbers of frames together."""
-        return bootstrap_mean(list(self.values(better, *frames) - self.values(worse, *frames)))
+        return bootstrap_mean(list(self.values(better, *frames, kind=kind) - self.values(worse, *frames, kind=kind)))
+
+    def bits(self, method: str) -> float:
+        """Measured bits of a number of a method's KV cache, mean over all its answers.
+
+        Every method of the claim has a compressed cache but the one in full precision, whose bits are those of the
+        model's dtype here, float32.
+        """
+        found = [one.cache_bits for (name, _), cell in self._answers.items() if name == method for one in cell]
+        return fmean(32.0 if bits is None else bits for bits in found)
 
 
 def run_grid(
     grid: Grid,
     seeds: Sequence[int],
-    backbones: Callable[[Method], AnyBackbone],
-    processor: BackboneProcessor,
+    answer: Callable[[Method, int, int], list[Answered]],
     store: CellStore,
     *,
-    held_out: Callable[[int, int], tuple[HeldOut, ...]],
     on_progress: Callable[[int, int], None],
 ) -> Scores:
     """Run what the store lacks, and return everything.
@@ -121,46 +129,55 @@ def run_grid(
     Args:
         grid: what to run.
         seeds: questions are drawn from every one of them.
-        backbones: the model that answers for a method. Visual tokens are shared: they differ elsewhere.
-        processor: of the checkpoint.
+        answer: a method's answers at a number of frames to the questions of a seed; see `BackboneAnswers`. All methods
+            are asked before the next seed.
         store: keeps the answers.
-        held_out: questions of a number of frames and a seed.
         on_progress: called with cells done and cells in all, after each cell.
     """
     answers: dict[tuple[str, int], list[Answered]] = {}
-    done, cells = 0, len(grid.methods) * len(grid.frames) * len(seeds)
-    for frames in grid.frames:
-        for seed in seeds:
-            for method, answered in _column(grid, backbones, processor, store, frames, seed, held_out):
-                answers.setdefault((method.name, frames), []).extend(answered)
-                done += 1
-                on_progress(done, cells)
+    cells = [(frames, seed, method) for frames in grid.frames for seed in seeds for method in grid.methods]
+    for done, (frames, seed, method) in enumerate(cells, start=1):
+        answered = store.read(method, frames, seed)
+        if answered is None:
+            answered = answer(method, frames, seed)
+            store.write(method, frames, seed, answered)
+        answers.setdefault((method.name, frames), []).extend(answered)
+        on_progress(done, len(cells))
     return Scores(answers)
 
 
-def _column(
-    grid: Grid,
-    backbones: Callable[[Method], AnyBackbone],
-    processor: BackboneProcessor,
-    store: CellStore,
-    frames: int,
-    seed: int,
-    held_out: Callable[[int, int], tuple[HeldOut, ...]],
-) -> Iterator[tuple[Method, list[Answered]]]:
-    """Every method on one set of clips; methods of the same plan share its visual tokens."""
-    clips: tuple[HeldOut, ...] = ()
-    tokens: dict[TokenPlan, torch.Tensor] = {}
-    for method in grid.methods:
-        answered = store.read(method, frames, seed)
-        if answered is None:
-            backbone = backbones(method)
-            clips = clips or held_out(frames, seed)
-            if grid.one_by_one:
-                answered = ask_clips(chat_under(backbone, processor, method.adaptation), clips)
-            else:
-                plan = method.adaptation.plan_frames(frames, backbone.facts.grid)
-                if plan not in tokens:
-                    tokens[plan] = encode_clips(backbone, processor, clips, plan)
-                answered = answer_clips(backbone, processor, clips, tokens[plan], plan, method.adaptation)
-            store.write(method, frames, seed, answered)
-        yield method, answered
+class BackboneAnswers:
+    """Answers under the methods' adaptations; methods of the same plan share a clip's visual tokens.
+
+    Args:
+        backbones: the model that answers for a method. Visual tokens are shared: they differ elsewhere.
+        processor: of the checkpoint.
+        held_out: questions of a number of frames and a seed.
+        one_by_one: see `Grid`.
+    """
+
+    def __init__(
+        self,
+        backbones: Callable[[Method], AnyBackbone],
+        processor: BackboneProcessor,
+        held_out: Callable[[int, int], tuple[HeldOut, ...]],
+        *,
+        one_by_one: bool = False,
+    ) -> None:
+        self._backbones, self._processor, self._held_out = backbones, processor, held_out
+        self._one_by_one = one_by_one
+        self._shown: tuple[int, int] | None = None
+        self._clips: tuple[HeldOut, ...] = ()
+        self._tokens: dict[TokenPlan, torch.Tensor] = {}
+
+    def __call__(self, method: Method, frames: int, seed: int) -> list[Answered]:
+        """Clip after clip, question after question."""
+        if self._shown != (frames, seed):
+            self._shown, self._clips, self._tokens = (frames, seed), self._held_out(frames, seed), {}
+        backbone, clips = self._backbones(method), self._clips
+        if self._one_by_one:
+            return ask_clips(chat_under(backbone, self._processor, method.adaptation), clips)
+        plan = method.adaptation.plan_frames(frames, backbone.facts.grid)
+        if plan not in self._tokens:
+            self._tokens[plan] = encode_clips(backbone, self._processor, clips, plan)
+        return answer_clips(backbone, self._processor, clips, self._tokens[plan], plan, method.adaptation)

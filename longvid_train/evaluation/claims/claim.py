@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from longvid_train.evaluation.claims.cells import Grid, Scores
+from longvid_train.evaluation.claims.coded import Coding
 from longvid_train.evaluation.claims.held_out import HeldOut
 from longvid_train.evaluation.statistics import Interval
 
@@ -24,22 +25,25 @@ class Claim:
     Attributes:
         name: for the command line.
         title: for people, with the paper's table or figure.
-        model: folder of the nano model under the package's assets.
+        model: folder of the nano model under the package's assets; ``None`` for a LLaMA-VID, whose folder is named with
+            ``--llama-vid``: none ships.
         adapter: folder of a LoRA adapter beside it, whose row is run where it exists.
         videos: what is asked about, in words.
         grid: what is run.
         held_out: questions of so many episodes, at a number of frames, from a seed.
         checks: rows of the table.
+        coding: of a claim whose methods are KV caches; ``None`` where they are adaptations.
     """
 
     name: str
     title: str
-    model: str
+    model: str | None
     adapter: str | None
     videos: str
     grid: Grid
     held_out: Callable[[int, int, int], tuple[HeldOut, ...]]
     checks: Callable[[Scores], tuple[Check, ...]]
+    coding: Coding | None = None
 
 
 def percent(found: Interval) -> str:

@@ -18,7 +18,15 @@ class HeldOut:
     questions: tuple[Question, ...]
 
 
-def held_out_clips(*, episodes: int, duration_s: float, frames: int, seed: int, seen_only: bool) -> tuple[HeldOut, ...]:
+def held_out_clips(
+    *,
+    episodes: int,
+    duration_s: float,
+    frames: int,
+    seed: int,
+    seen_only: bool,
+    gap_s: tuple[float, float] = WorldSettings().gap_s,
+) -> tuple[HeldOut, ...]:
     """Episodes with one question of each of `KINDS`.
 
     Args:
@@ -27,11 +35,13 @@ def held_out_clips(*, episodes: int, duration_s: float, frames: int, seed: int, 
         frames: evenly spaced frames of each.
         seed: of the episodes and the questions.
         seen_only: ask only what the sampled frames show; otherwise the questions do not depend on the frames.
+        gap_s: shortest and longest pause between objects; longer ones keep a long episode from repeating its objects.
     """
+    settings = WorldSettings(duration_s=duration_s, gap_s=gap_s)
     found: list[HeldOut] = []
     index = 0
     while len(found) < episodes:
-        episode = make_episode(WorldSettings(duration_s=duration_s), split="test", seed=seed, index=index)
+        episode = make_episode(settings, split="test", seed=seed, index=index)
         clip = even_clip(episode, frames)
         questions = tuple(_question(clip, kind, f"{seed}/{index}/{kind}", seen_only) for kind in KINDS)
         whole = tuple(question for question in questions if question is not None)

@@ -142,7 +142,7 @@ ZOOM_METHODS = (
     Method(name="pooled", words="spatial pooling", file="nano/pooled", adaptation=_shown(plan=UniformPlan(stride=4))),
     Method(name="sampled", words="temporal sampling", file="nano/sampled", adaptation=_shown(frames=4)),
     Method(name="overview", words="overview", file="nano/overview", adaptation=nano_zoom(zoomed_frames=0)),
-    Method(name="zoom", words="overview + zoom", file="nano/zoom", adaptation=nano_zoom()),
+    Method(name="zoom", words="overview + zoom (k = 2, s = 1)", file="nano/zoom", adaptation=nano_zoom()),
     Method(
         name="adjusted",
         words="overview + zoom + adjustment",
@@ -151,36 +151,19 @@ ZOOM_METHODS = (
     ),
 )
 
+
+def _ablated(name: str, words: str, **settings: Any) -> Method:
+    return Method(name=name, words=words, file="", adaptation=nano_zoom(**settings))
+
+
 ZOOM_ABLATIONS = (
+    *(_ablated(f"k{count}", f"k = {count}", zoomed_frames=count) for count in (1, 4, 6)),
+    *(_ablated(f"s{count}", f"s = {count}", draft_tokens=count) for count in (2, 3)),
+    *(_ablated(f"m{count}", f"m = {count}", adjusted_tokens=count, every_sentences=1) for count in (1, 4)),
     *(
-        Method(
-            name=f"k{count}",
-            words=f"k = {count}",
-            file="",
-            adaptation=nano_zoom(zoomed_frames=count),
-        )
-        for count in (1, 2, 4, 6)
-    ),
-    *(
-        Method(name=f"s{count}", words=f"s = {count}", file="", adaptation=nano_zoom(draft_tokens=count))
-        for count in (2, 3)
-    ),
-    *(
-        Method(
-            name=f"m{count}",
-            words=f"m = {count}",
-            file="",
-            adaptation=nano_zoom(adjusted_tokens=count, every_sentences=1),
-        )
-        for count in (1, 4)
-    ),
-    *(
-        Method(
-            name=f"layers{first}{last}",
-            words=f"layers {first} to {last}",
-            file="",
-            adaptation=nano_zoom(layers=(first, last)),
-        )
+        _ablated(f"layers{first}{last}", f"layers {first} to {last}", layers=(first, last))
         for first, last in ((0, 1), (1, 2), (2, 3))
     ),
+    _ablated("r1", "r = 1", temporal_ratio=1.0),
+    _ablated("behind_question", "chosen frames behind the question (Eq. 9)", zoomed_after="question"),
 )

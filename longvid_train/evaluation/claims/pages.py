@@ -16,6 +16,7 @@ from longvid_train.evaluation.claims.held_out import KINDS
 COLOURS = ("#101112", "#a1a2a3", "#c77b1d", "#8d6fc1", "#d1a54f", "#5fa35f", "#c14a4a", "#2164e1", "#17a2b8", "#7a4e2d")
 
 _MARKERS = ("o", "s", "^")
+_BITS = (2, 3, 4, 8, 16, 32)
 
 
 def checks_table(claims: Sequence[tuple[Claim, tuple[Check, ...]]]) -> str:
@@ -34,7 +35,8 @@ def scores_table(claim: Claim, scores: Scores) -> str:
     rows = [f"| {claim.videos} | {' | '.join(str(count) for count in frames)} |", "|---" * (len(frames) + 1) + "|"]
     for method in claim.grid.methods:
         cells = [_cell(scores, method.name, count) for count in frames]
-        rows.append(f"| {method.words} | {' | '.join(cells)} |")
+        words = method.words if claim.coding is None else f"{method.words}: {scores.bits(method.name):.2f} bits"
+        rows.append(f"| {words} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
@@ -89,12 +91,17 @@ def claim_values(claim: Claim, scores: Scores, checks: Sequence[Check]) -> dict[
             for count in claim.grid.frames
             if claim.grid.one_by_one
         ],
+        "bits": [
+            {"method": method.name, "bits_per_number": scores.bits(method.name)}
+            for method in claim.grid.methods
+            if claim.coding is not None
+        ],
     }
 
 
 def claim_png(claim: Claim, scores: Scores) -> bytes:
-    """Accuracy over frames, or over visual tokens where they were measured; bars are bootstrap intervals."""
-    draw = _draw_tokens if claim.grid.one_by_one else _draw
+    """Accuracy over frames, or over visual tokens or bits of the cache where they were measured, with intervals."""
+    draw = _draw_bits if claim.coding is not None else _draw_tokens if claim.grid.one_by_one else _draw
     with chart_style():
         figure = Figure(figsize=(11, 3.6), facecolor="white")
         panels = figure.subplots(1, 1 + len(KINDS), sharey=True)
@@ -125,6 +132,28 @@ def _draw_tokens(axes: Any, claim: Claim, scores: Scores, kind: str | None) -> N
     axes.set_xlim(left=0)
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("visual tokens")
+    axes.set_title(kind or "all questions", loc="left")
+
+
+def _draw_bits(axes: Any, claim: Claim, scores: Scores, kind: str | None) -> None:
+    """All numbers of frames together."""
+    axes.grid(axis="y")
+    for number, method in enumerate(claim.grid.methods):
+        found = scores.interval(method.name, *claim.grid.frames, kind=kind)
+        axes.errorbar(
+            [scores.bits(method.name)],
+            [found.mean],
+            yerr=[[found.mean - found.low], [found.high - found.mean]],
+            color=COLOURS[number % len(COLOURS)],
+            marker=_MARKERS[number // len(COLOURS)],
+            label=method.words,
+            capsize=2,
+            linestyle="none",
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(_BITS, [str(bits) for bits in _BITS])
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("bits a number")
     axes.set_title(kind or "all questions", loc="left")
 
 
