@@ -17,7 +17,7 @@ def fit_quantizer(policy: CachePolicy, statistics: Statistics, rotation: Rotatio
     Args:
         policy: the settings.
         statistics: of the calibration set, merged over all processes.
-        rotation: of the model, as it was observed.
+        rotation: of the model, as it was observed, on any device.
 
     Returns:
         The quantizer, bound to ``rotation``: static parameters hold for the window they were calibrated under.
@@ -32,6 +32,7 @@ def fit_quantizer(policy: CachePolicy, statistics: Statistics, rotation: Rotatio
             f"the statistics leave out the first {statistics.skip_tokens} tokens of a prompt, but sink_tokens is "
             f"{policy.sink_tokens}, so the others would be coded unseen; observe with skip_tokens: {policy.sink_tokens}"
         )
+    rotation = rotation.to("cpu")  # where the samples are
     layers, errors = [], []
     for layer in range(shape.layers):
         schemes, samples = policy.schemes(layer, shape.layers), statistics.layer_samples(layer)

@@ -76,11 +76,11 @@ def test_full_precision_differs_from_itself_by_rounding_only(model, quantizer_of
     assert found.coded_tokens == 44
 
 
-@pytest.mark.parametrize("name", ["lloyd2", "static3", "kivi_g32"])
-@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize(
+    ("name", "separate"),
+    [("lloyd2", False), ("lloyd2", True), ("static3", False), ("static3", True), ("kivi_g32", False)],
+)
 def test_the_divergence_is_that_of_a_cache_read_by_hand(model, quantizer_of, name, separate):
-    if separate and not preset(name).calibrated:
-        pytest.skip("no static parameters to separate")
     row = row_of(model, 8)
     quantizer = quantizer_of(small(name, separate_visual=separate))
     found = compare_row(model, quantizer, row, prefill_chunk=49)
@@ -133,6 +133,20 @@ def test_fewer_bits_diverge_more_and_what_corrupts_is_refused(model):
     passed = calibrate(model, small("static8"), rows, held_out, prefill_chunk=64, sample_tokens=128).verdict
     assert passed.passed and passed.reasons == ()
     assert json.loads(json.dumps(passed.values()))["thresholds"]["mean_kl"] == 0.1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["static4", "bias2", "lloyd2"])
+def test_a_gpu_calibrates_like_the_cpu(kv, name):
+    model = kv.model(heads=2, kv_heads=1, head_dim=64)
+    rows, held_out = ([row_of(model, number, seed=seed) for number in range(8)] for seed in (3, 4))
+    on_cpu = calibrate(model, small(name, separate_visual=True), rows, held_out, prefill_chunk=16, sample_tokens=128)
+    model.to("cuda")
+    rows, held_out = ([replace(row, embeddings=row.embeddings.cuda()) for row in side] for side in (rows, held_out))
+    on_gpu = calibrate(model, small(name, separate_visual=True), rows, held_out, prefill_chunk=16, sample_tokens=128)
+    assert on_gpu.verdict.mean_kl == pytest.approx(on_cpu.verdict.mean_kl, rel=0.2)
+    for ours, theirs in zip(on_gpu.quantizer.errors, on_cpu.quantizer.errors, strict=True):
+        assert (ours.keys, ours.values) == pytest.approx((theirs.keys, theirs.values), rel=0.02)
 
 
 def test_what_is_not_finite_names_sample_and_layer(kv):

@@ -379,6 +379,18 @@ def test_windows_of_different_scales_are_refused(
     assert "set window.scale to 8 " in error and error.count("\n") == 1
 
 
+def test_rows_that_the_trainer_left_out_and_a_cache_in_the_adaptation_are_refused(
+    config_of: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert calibrate(config_of(), tmp_path / "kv", "--trainer.limit_predict_batches", "3") == 2
+    assert "3 of 8 rows were observed; leave trainer.limit_predict_batches" in capsys.readouterr().err
+    adaptation = tmp_path / "adaptation.yaml"
+    adaptation.write_text("cache: {preset: kivi_g32}\n")
+    assert calibrate(config_of(data__adaptation=str(adaptation)), tmp_path / "kv") == 2
+    assert "adaptation.yaml: cache is what calibration makes; leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "kv").exists()
+
+
 def test_the_quantizer_answers_in_ask_and_for_its_model_only(
     config_of: Callable[..., Path],
     models: dict[str, Path],
@@ -453,7 +465,9 @@ def test_a_mistake_of_one_process_is_one_line_of_both(
 def test_a_killed_run_of_two_processes_is_finished_by_one(
     config_of: Callable[..., Path], world: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = config_of(data__calibration=str(world.manifest("many.jsonl", 600)), model__save_every=1)
+    config = config_of(
+        data__calibration=str(world.manifest("many.jsonl", 150)), data__held_out_samples=4, model__save_every=1
+    )
     assert calibrate(config, tmp_path / "whole") == 0
     out, work = tmp_path / "killed", tmp_path / "killed.calibration"
     process = start(*two_processes(config, out))
@@ -466,7 +480,7 @@ def test_a_killed_run_of_two_processes_is_finished_by_one(
     assert not out.exists() and work.exists()
     capsys.readouterr()
     assert calibrate(config, out) == 0
-    assert " of 400 rows were observed before" in capsys.readouterr().err
+    assert " of 100 rows were observed before" in capsys.readouterr().err
     assert files(out) == files(tmp_path / "whole")
 
 

@@ -117,7 +117,11 @@ class CalibrationJob:
         self, loaded: LoadedModel, policy: CachePolicy, statistics: Statistics, identity: ModelIdentity
     ) -> tuple[Quantizer, QuantizerRecord]:
         rows = self.data.selection.calibration
-        assert statistics.samples == set(rows), "every row was observed"
+        if statistics.samples != set(rows):
+            raise UserError(
+                f"{len(statistics.samples)} of {len(rows)} rows were observed; leave trainer.limit_predict_batches and "
+                "trainer.fast_dev_run out, and lower data.samples instead"
+            )
         engine = loaded.engine()
         with loaded.window(engine, rows[0]):
             quantizer = fit_quantizer(policy, statistics, rotation_of(engine.model))
