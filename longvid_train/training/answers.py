@@ -18,6 +18,7 @@ from longvid_train.generate.decoding import AnswerDecoder
 from longvid_train.generate.options import GenerationOptions
 from longvid_train.generate.record import AnswerRecord
 from longvid_train.generate.scoring import score_answer
+from longvid_train.training.strategies.whole import whole_weights
 from longvid_train.types import Batch, VisualInputs
 
 OVERALL = "overall"
@@ -90,7 +91,9 @@ class AnswerAccuracy(Callback):
         self._answered_step = trainer.global_step
         was_training = pl_module.training
         pl_module.eval()
-        records = _gathered(list(self._records(trainer, pl_module)), trainer.world_size)
+        with whole_weights(trainer.strategy):
+            own = list(self._records(trainer, pl_module))
+        records = _gathered(own, trainer.world_size)
         pl_module.train(was_training)
         if trainer.is_global_zero:
             lines = [json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records]

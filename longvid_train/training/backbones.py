@@ -32,6 +32,8 @@ from longvid_train.models.prefill import PREFILL_CHUNK
 from longvid_train.models.supervised_loss import supervised_loss_sum
 from longvid_train.rope.extension import Extension, installed, prepare
 from longvid_train.rope.scale import TokenCounts
+from longvid_train.tokens.plan import make_plan
+from longvid_train.tokens.uniform import UniformPlan
 from longvid_train.training.base import SupervisedTraining
 from longvid_train.training.checkpoint_files import CheckpointFiles
 from longvid_train.training.lora import LoraSettings
@@ -135,6 +137,14 @@ class BackboneTraining(SupervisedTraining):
                 )
             answers |= dict(zip(group.rows, found, strict=True))
         return [answers[row] for row in range(len(answers))]
+
+    def blank_visual_zero(self) -> torch.Tensor:
+        """See `SupervisedTraining`: the fewest black frames that the tower takes."""
+        facts = self._backbone.facts
+        frames = facts.grid.joint_frames
+        pixels = torch.zeros(frames, 3, facts.image_side, facts.image_side, dtype=self.model.dtype, device=self.device)
+        tokens = video_tokens(self._backbone, pixels, make_plan(UniformPlan(stride=1), frames, facts.grid))
+        return tokens.float().sum() * 0.0
 
     def step_counts(self, batch: Batch) -> dict[str, int]:
         """See `SupervisedTraining`; FLOPs are counted for LLaMA-VID only."""

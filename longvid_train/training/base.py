@@ -9,7 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import nn
 
@@ -19,14 +19,15 @@ from longvid_train.generate.generation import generate_answers
 from longvid_train.generate.options import GenerationOptions
 from longvid_train.models.fingerprint import fingerprint
 from longvid_train.models.lora import LoraShape
-from longvid_train.training.checkpoint import keep_trained, restore_frozen
-from longvid_train.training.gradients import gradient_norms
+from longvid_train.training.checkpoint import check_base, keep_trained, restore_frozen
+from longvid_train.training.gradients import average_gradient
 from longvid_train.training.lora import LoraSettings, apply_lora, plan_lora
 from longvid_train.training.nan_guard import MicroBatch, check_finite_step
 from longvid_train.training.notices import notice
 from longvid_train.training.optimizer import OptimizerConfig, build_adamw, cosine_schedule, follow_config
 from longvid_train.training.randomness import seed_micro_batch
 from longvid_train.training.stages import Stage, apply_stage, frozen_modules, recompute_frozen_layers
+from longvid_train.training.strategies.zero import ZeroStrategy
 from longvid_train.training.threads import check_threads, use_threads
 from longvid_train.types import Batch
 
@@ -35,8 +36,8 @@ class SupervisedTraining(pl.LightningModule, ABC):
     """Trains a checkpoint on the supervised tokens of a data module's batches.
 
     The gradient of an optimiser step is that of the loss averaged over all supervised tokens of the step, whatever the
-    split into micro-batches (``accumulate_grad_batches``) and DDP ranks. Random numbers of micro-batch ``i`` depend on
-    the seed, the rank and ``i`` only, so a resumed run repeats an uninterrupted one.
+    split into micro-batches (``accumulate_grad_batches``) and ranks (DDP or DeepSpeed's ZeRO). Random numbers of
+    micro-batch ``i`` depend on the seed, the rank and ``i`` only, so a resumed run repeats an uninterrupted one.
 
     Subclasses say how the checkpoint is read and what a batch's loss is.
 
@@ -101,6 +102,14 @@ class SupervisedTraining(pl.LightningModule, ABC):
     def export_parts(self) -> Sequence[Any]:
         """What stands beside the weights in an exported folder: anything with ``save_pretrained``."""
 
+    @abstractmethod
+    def blank_visual_zero(self) -> torch.Tensor:
+        """0, made by the visual side from blank frames, so that each of its trained parameters gets a gradient of 0.
+
+        ZeRO reduces gradients while the backward pass runs and needs them in the same order on every rank: a
+        micro-batch of text alone must leave the same graph as one with frames.
+        """
+
     def check_data(self, skeleton: nn.Module) -> None:
         """Refuse a data module this training cannot use; called in ``setup`` of ``fit``, before weights load.
 
@@ -146,7 +155,9 @@ class SupervisedTraining(pl.LightningModule, ABC):
             return
         use_threads(self.torch_threads)
         self.base_fingerprint = fingerprint(Path(self.model_folder))
-        self.model, self.processor = self.load()
+        # Building a model in shards draws numbers that loading it whole does not; LoRA's start must not depend on it.
+        with torch.random.fork_rng(devices=[]):
+            self.model, self.processor = self.load()
         if self.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model.train()
@@ -163,10 +174,14 @@ class SupervisedTraining(pl.LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the frozen parameters back before Lightning loads the state dict, which it does strictly.
 
+        A ZeRO run's weights are not in ``checkpoint``: its strategy compared and restored them.
+
         Raises:
             UserError: the base model's folder has changed, or the checkpoint is of a run that trained something else.
         """
-        restore_frozen(checkpoint, self, self.base_fingerprint)
+        check_base(checkpoint, self.base_fingerprint)
+        if not isinstance(self.trainer.strategy, ZeroStrategy):
+            restore_frozen(checkpoint, self)
 
     def train(self, mode: bool = True) -> "SupervisedTraining":
         """Switch to training mode, all but the wholly frozen modules, which stay in eval mode."""
@@ -189,9 +204,7 @@ class SupervisedTraining(pl.LightningModule, ABC):
 
     def on_train_start(self) -> None:
         """Let the optimiser of a continued run follow this run's config."""
-        for change in follow_config(
-            self.optimizers(use_pl_optimizer=False), self.lr_schedulers(), self.optimizer_config
-        ):
+        for change in follow_config(self.trainer.optimizers[0], self.lr_schedulers(), self.optimizer_config):
             notice(change)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -203,16 +216,17 @@ class SupervisedTraining(pl.LightningModule, ABC):
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Return the loss SUMMED over the micro-batch's supervised tokens; ``on_before_optimizer_step`` divides the
         gradient."""
+        blank = self._blank_visual_zero(batch)
         loss, tokens = self._summed_loss(batch)
         self._window.add(batch, self.global_rank, float(loss.detach()), tokens)
-        return loss
+        return loss if blank is None else loss + blank
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn the accumulated gradient into that of the mean over the step's supervised tokens on all ranks, and log
         the step.
 
-        Lightning divided each micro-batch's loss by ``accumulate_grad_batches`` and DDP averaged over ranks: both are
-        undone.
+        Lightning divided each micro-batch's loss by ``accumulate_grad_batches`` and DDP or DeepSpeed averaged over
+        ranks: both are undone.
 
         Raises:
             UserError: the step has no supervised token.
@@ -225,11 +239,7 @@ class SupervisedTraining(pl.LightningModule, ABC):
                 f"no supervised token in samples {', '.join(self._window.sample_ids())}; every sample needs an answer"
             )
         scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / supervised
-        gradients = [value.grad for value in self.parameters() if value.grad is not None]
-        for gradient in gradients:
-            gradient.mul_(scale)
-        norms = gradient_norms(self.model)
-        norm = math.hypot(*norms.values())
+        norm, norms = average_gradient(self.trainer.strategy, self.model, scale)
         check_finite_step(self.trainer, self._window.micro_batches, loss_sum=loss_sum, gradient_norm=norm)
         self.log("train/loss", loss_sum / supervised, prog_bar=True, batch_size=1)
         self.log_dict(
@@ -269,6 +279,12 @@ class SupervisedTraining(pl.LightningModule, ABC):
         loss, tokens = self.batch_loss(batch)
         return loss, int(tokens)
 
+    def _blank_visual_zero(self, batch: Batch) -> torch.Tensor | None:
+        """Made before the loss: the backward pass then comes to the visual side last, as it does with frames."""
+        if batch["visual"] is not None or not isinstance(self.trainer.strategy, ZeroStrategy):
+            return None
+        return self.blank_visual_zero()
+
     def _hold_frozen_in_eval(self) -> None:
         if self.model is not None:
             for _, module in frozen_modules(self.model):
@@ -278,15 +294,18 @@ class SupervisedTraining(pl.LightningModule, ABC):
 
 
 def check_strategy(strategy: Strategy) -> None:
-    """Refuse strategies whose gradients ``on_before_optimizer_step`` cannot rescale (DeepSpeed, FSDP).
+    """Refuse strategies whose gradients ``on_before_optimizer_step`` cannot rescale (FSDP, Lightning's DeepSpeed).
 
     Raises:
-        UserError: the strategy is neither single-device nor DDP.
+        UserError: the strategy is neither single-device nor DDP nor `ZeroStrategy`.
     """
-    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+    # Lightning's DeepSpeed strategy is a DDPStrategy.
+    known = isinstance(strategy, SingleDeviceStrategy | DDPStrategy) and not isinstance(strategy, DeepSpeedStrategy)
+    if not known and not isinstance(strategy, ZeroStrategy):
         raise UserError(
             f"trainer.strategy is {type(strategy).__name__}: it owns the gradients, and the loss would no longer be "
-            "averaged over supervised tokens; use 'auto' or 'ddp'"
+            "averaged over supervised tokens; use 'auto', 'ddp' or, for DeepSpeed, --config "
+            "configs/deepspeed/zero2.yaml"
         )
 
 

@@ -9,6 +9,7 @@ from pytorch_lightning.callbacks import Callback
 from longvid_train.models.adapter import AdapterRecord
 from longvid_train.models.lora import LoraExport
 from longvid_train.training.checkpoint import save_folder
+from longvid_train.training.strategies.whole import exported_weights
 
 MODEL_FOLDER = "model"
 ADAPTER_FOLDER = "adapter"
@@ -26,14 +27,19 @@ class ExportModel(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export. Lightning does not call this when training was interrupted."""
-        if trainer.is_global_zero and not trainer.fast_dev_run:
-            parts = pl_module.export_parts()
-            if pl_module.lora_shape is None:
-                save_folder(self.run_dir / MODEL_FOLDER, pl_module.model, *parts)
-            else:
-                folder = self.run_dir / ADAPTER_FOLDER
-                save_folder(folder, *_adapter_parts(pl_module, folder), *parts)
+        if not trainer.fast_dev_run:
+            with exported_weights(trainer.strategy):
+                if trainer.is_global_zero:
+                    self._export(pl_module)
         trainer.strategy.barrier("export")
+
+    def _export(self, pl_module: Any) -> None:
+        parts = pl_module.export_parts()
+        if pl_module.lora_shape is None:
+            save_folder(self.run_dir / MODEL_FOLDER, pl_module.model, *parts)
+        else:
+            folder = self.run_dir / ADAPTER_FOLDER
+            save_folder(folder, *_adapter_parts(pl_module, folder), *parts)
 
 
 def _adapter_parts(pl_module: Any, folder: Path) -> tuple[LoraExport, AdapterRecord]:

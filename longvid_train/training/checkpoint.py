@@ -60,19 +60,27 @@ def keep_trained(checkpoint: dict[str, Any], module: nn.Module, base_fingerprint
     checkpoint[BASE_KEY] = base_fingerprint
 
 
-def restore_frozen(checkpoint: dict[str, Any], module: nn.Module, base_fingerprint: str) -> None:
-    """Undo `keep_trained`: the frozen parameters are those that ``module`` has now.
+def check_base(checkpoint: dict[str, Any], base_fingerprint: str) -> None:
+    """Check that a checkpoint's run started from the model that is named now.
 
     Raises:
-        UserError: they come from another model, or the checkpoint is of a run that trained other parameters.
+        UserError: it did not: the frozen parameters would be others.
     """
-    state, present = checkpoint["state_dict"], module.state_dict()
-    frozen = _frozen_names(module)
     if checkpoint.get(BASE_KEY, base_fingerprint) != base_fingerprint:
         raise UserError(
             "the checkpoint's run started from a model with other weights than model.model names now; "
             "name that model again, or start a new run without --ckpt_path"
         )
+
+
+def restore_frozen(checkpoint: dict[str, Any], module: nn.Module) -> None:
+    """Undo `keep_trained`: the frozen parameters are those that ``module`` has now.
+
+    Raises:
+        UserError: the checkpoint is of a run that trained other parameters.
+    """
+    state, present = checkpoint["state_dict"], module.state_dict()
+    frozen = _frozen_names(module)
     differing = sorted((state.keys() - present.keys()) | (present.keys() - frozen - state.keys()))
     if differing:
         raise UserError(

@@ -67,11 +67,14 @@ def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
 
 
 def publish(source: Path, target: Path) -> None:
-    """Give the whole file ``source`` the new name ``target`` as well, durably.
+    """Give the whole file or folder ``source`` the new name ``target`` as well, durably and without copying its bytes.
 
     Raises:
         FileExistsError: ``target`` exists already.
     """
+    if source.is_dir():
+        _publish_folder(source, target)
+        return
     try:
         os.link(source, target)
     except OSError as error:
@@ -83,7 +86,33 @@ def publish(source: Path, target: Path) -> None:
         if copy != source:
             shutil.copyfile(source, copy)
         copy.rename(target)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
+
+
+def _publish_folder(source: Path, target: Path) -> None:
+    if target.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    copy = in_progress(target)
+    shutil.copytree(source, copy, copy_function=_link_or_copy)
+    copy.rename(target)
+    sync_folder(target.parent)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        shutil.copyfile(source, target)
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint, file or folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:
@@ -128,7 +157,7 @@ def remove_in_progress(folder: Path) -> list[Path]:
     """Remove what killed runs left half-written in ``folder`` and return it."""
     left = sorted(folder.glob(f".*{IN_PROGRESS_SUFFIX}"))
     for path in left:
-        path.unlink(missing_ok=True)
+        remove_checkpoint(path)
     return left
 
 
@@ -153,8 +182,8 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
 
 
-def _sync_folder(folder: Path) -> None:
-    """Force the folder's new entry to disk."""
+def sync_folder(folder: Path) -> None:
+    """Force a folder's new entry to disk, or a file's bytes."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

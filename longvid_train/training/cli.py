@@ -178,8 +178,8 @@ def find_checkpoint(run_dir: Path, checkpoint: str) -> Path:
             )
         return newest_whole(folder, notice)
     path = Path(checkpoint)
-    if not path.is_file():
-        raise UserError(f"--ckpt_path {checkpoint}: no such file; name a .ckpt file or '{LAST}'")
+    if not path.exists():
+        raise UserError(f"--ckpt_path {checkpoint}: no such file; name a .ckpt file or folder, or '{LAST}'")
     check_whole(path)
     return path
 

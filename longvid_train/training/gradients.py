@@ -1,7 +1,33 @@
-"""Norms of gradients, by part of the model."""
+"""The gradient of a step: its scale and its norms, by part of the model."""
+
+import math
 
 import torch
+from pytorch_lightning.strategies import Strategy
 from torch import nn
+
+from longvid_train.training.strategies.zero import ZeroStrategy
+
+
+def average_gradient(strategy: Strategy, model: nn.Module, scale: float) -> tuple[float, dict[str, float]]:
+    """Multiply the gradient of the coming step by ``scale``.
+
+    Args:
+        strategy: under ZeRO it holds the gradients, in shards.
+        model: what trains.
+        scale: of the gradient.
+
+    Returns:
+        The L2 norm of the scaled gradient, and that of each part of ``model``; of no part under ZeRO, where gradients
+        of several parts share a shard.
+    """
+    if isinstance(strategy, ZeroStrategy):
+        return strategy.average_gradient(scale), {}
+    for value in model.parameters():
+        if value.grad is not None:
+            value.grad.mul_(scale)
+    norms = gradient_norms(model)
+    return math.hypot(*norms.values()), norms
 
 
 def gradient_norms(model: nn.Module) -> dict[str, float]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from longvid_train.errors import UserError
+from longvid_train.training.checkpoint_folder import folder_damage, read_index
 from longvid_train.training.checkpoint_io import damage
 
 ORIGIN_KEY = "longvid_origin"
@@ -35,7 +36,10 @@ class CheckpointAge:
 
 
 def read_age(path: Path) -> CheckpointAge | None:
-    """Read a checkpoint's age without its tensors; None if the file cannot be read."""
+    """Read a checkpoint's age without its tensors; None if the file or folder cannot be read."""
+    if path.is_dir():
+        index = read_index(path)
+        return None if index is None else CheckpointAge(index.start, index.step, path)
     try:
         content: dict[str, Any] = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
         return CheckpointAge(int(content.get(ORIGIN_KEY, {}).get("start", 0)), int(content["global_step"]), path)
@@ -63,7 +67,7 @@ def newest_whole(folder: Path, report: Callable[[str], None]) -> Path:
     readable, unreadable = by_age(folder)
     notes = [f"{path} is damaged (cut off or not a checkpoint)" for path in unreadable]
     for age in readable:
-        problem = damage(age.path)
+        problem = _damage(age.path)
         if problem is None:
             for note in notes:
                 report(f"{note}; falling back to {age.path.name} of step {age.step}")
@@ -78,7 +82,7 @@ def check_whole(path: Path) -> None:
     Raises:
         UserError: it is damaged, or another kind of file (nothing in it is run to find out).
     """
-    problem = damage(path)
+    problem = _damage(path)
     if problem is not None:
         raise UserError(f"--ckpt_path {path}: the file is damaged ({problem}); use --ckpt_path last or an earlier file")
     if read_age(path) is None:
@@ -86,3 +90,7 @@ def check_whole(path: Path) -> None:
             f"--ckpt_path {path}: not a checkpoint of longvid fit; name a .ckpt file of RUN/checkpoints, or give "
             "weights as model.init_args.model"
         )
+
+
+def _damage(path: Path) -> str | None:
+    return folder_damage(path) if path.is_dir() else damage(path)

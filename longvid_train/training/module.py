@@ -23,7 +23,7 @@ from longvid_train.training.lora import LoraSettings
 from longvid_train.training.optimizer import OptimizerConfig
 from longvid_train.training.stages import Stage
 from longvid_train.training.work import work_of
-from longvid_train.types import Batch
+from longvid_train.types import ALL_PATCHES, Batch
 
 
 class LlamaVidTraining(SupervisedTraining):
@@ -91,6 +91,16 @@ class LlamaVidTraining(SupervisedTraining):
         """See `SupervisedTraining`."""
         loss: tuple[torch.Tensor, torch.Tensor] = self.model.loss_sum(**batch["text"], **visual_keywords(batch))
         return loss
+
+    def blank_visual_zero(self) -> torch.Tensor:
+        """See `SupervisedTraining`: one black frame, guided by one token."""
+        config, device = self.model.config, self.device
+        pixels = torch.zeros(1, 3, config.image_size, config.image_size, dtype=self.model.dtype, device=device)
+        one = torch.ones(1, 1, dtype=torch.long, device=device)
+        grids = torch.full((1,), ALL_PATCHES, dtype=torch.long)
+        features = self.model.encode_frames(pixels)
+        tokens = self.model.visual_tokens(features, torch.tensor([[0, 1, 0]]), grids, torch.zeros_like(one), one)
+        return tokens.float().sum() * 0.0
 
     def step_counts(self, batch: Batch) -> dict[str, int]:
         """See `SupervisedTraining`."""

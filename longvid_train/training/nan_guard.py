@@ -5,7 +5,7 @@ the sum. A rank that raised alone would leave the others waiting in a collective
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from longvid_train.data.dataset import ManifestDataset
 from longvid_train.files import write_json
 from longvid_train.training.last_checkpoint import by_age
+from longvid_train.training.strategies.zero import ZeroStrategy
 
 NAMED_SAMPLES = 8
 """Samples named in the message; the report file names all."""
@@ -87,14 +88,15 @@ def check_finite_state(trainer: pl.Trainer, module: torch.nn.Module) -> None:
     """Stop before a weight or a moment of the optimiser that is not finite reaches a file.
 
     Raises:
-        NonFiniteError: the first such tensor, by name.
+        NonFiniteError: the first such tensor, by name; under ZeRO on all ranks, whichever has it.
     """
-    for name, value in module.named_parameters():
-        if value.requires_grad and not _finite(value):
-            raise NonFiniteError(_broken_state(trainer, f"weight {name}"))
-        for moment, state in _moments(trainer.optimizers, value):
-            if not _finite(state):
-                raise NonFiniteError(_broken_state(trainer, f"optimiser state {moment} of {name}"))
+    zero = isinstance(trainer.strategy, ZeroStrategy)
+    tensors = trainer.strategy.optimizer_state_tensors() if zero else _trained_tensors(trainer.optimizers, module)
+    broken = next((name for name, value in tensors if not _finite(value)), None)
+    if zero and trainer.strategy.reduce_boolean_decision(broken is not None, all=False):
+        broken = broken or "a tensor of another rank"
+    if broken is not None:
+        raise NonFiniteError(_broken_state(trainer, broken))
 
 
 def locate_samples(dataset: ManifestDataset, sample_ids: Sequence[str]) -> list[str]:
@@ -136,9 +138,18 @@ def _gathered(own: list[MicroBatch], world_size: int) -> list[MicroBatch]:
     return [one for part in parts for one in part]
 
 
-def _moments(optimizers: Iterable[torch.optim.Optimizer], value: torch.nn.Parameter) -> list[tuple[str, torch.Tensor]]:
-    states: list[dict[str, Any]] = [optimizer.state.get(value, {}) for optimizer in optimizers]
-    return [(name, state[name]) for state in states for name in state if torch.is_tensor(state[name])]
+def _trained_tensors(
+    optimizers: Iterable[torch.optim.Optimizer], module: torch.nn.Module
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Trained weights and their moments, by name."""
+    for name, value in module.named_parameters():
+        if value.requires_grad:
+            yield f"weight {name}", value
+        states: list[dict[str, Any]] = [optimizer.state.get(value, {}) for optimizer in optimizers]
+        for state in states:
+            for moment, tensor in state.items():
+                if torch.is_tensor(tensor):
+                    yield f"optimiser state {moment} of {name}", tensor
 
 
 def _finite(value: torch.Tensor) -> bool:

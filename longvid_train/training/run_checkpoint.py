@@ -15,14 +15,15 @@ from longvid_train.training.checkpoint_io import (
     CheckpointWriteError,
     check_space,
     publish,
+    remove_checkpoint,
     remove_in_progress,
-    tensor_bytes,
 )
 from longvid_train.training.last_checkpoint import ORIGIN_KEY, by_age
 from longvid_train.training.nan_guard import NonFiniteError, check_finite_state
 from longvid_train.training.notices import notice
 from longvid_train.training.record import RECORD_FILE
 from longvid_train.training.stop_signal import StopRequestedError
+from longvid_train.training.strategies.zero_weights import full_size
 
 LAST_NAME = "last-{step}"
 LAST_PATTERN = "last-*.ckpt"
@@ -68,7 +69,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._start = _starts(Path(trainer.default_root_dir) / RECORD_FILE)
         self.folder.mkdir(parents=True, exist_ok=True)
         trained = [value for value in pl_module.parameters() if value.requires_grad]
-        check_space(self.folder, (1 + ADAM_MOMENTS) * tensor_bytes(trained))
+        check_space(self.folder, (1 + ADAM_MOMENTS) * sum(full_size(value) * value.element_size() for value in trained))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The state of the start is on disk already, or the untrained one."""
@@ -134,7 +135,7 @@ class RunCheckpoint(ModelCheckpoint):
         readable, _ = by_age(self.folder, LAST_PATTERN)
         older = [age.path for age in readable if age.path != newest]
         for path in older[self.keep_last - 1 :]:
-            path.unlink(missing_ok=True)
+            remove_checkpoint(path)
 
 
 def _starts(record: Path) -> int:

@@ -6,6 +6,7 @@ ROOT = Path(__file__).parents[2]
 COVERED_BY = {
     "adaptations": "tests/adaptation/test_adaptation_files.py",
     "calibration": "tests/configs/test_calibration_configs.py",
+    "deepspeed": "tests/training/test_deepspeed_config.py",
     "llama_vid/7b": "tests/configs/test_paper_configs.py",
     "llama_vid/13b": "tests/configs/test_paper_configs.py",
     "llama_vid/paper": "tests/configs/test_paper_configs.py",

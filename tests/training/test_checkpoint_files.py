@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from longvid_train.errors import UserError
 from longvid_train.training import checkpoint_io
@@ -157,6 +158,7 @@ def test_a_moment_that_is_not_finite_is_named(tmp_path: Path) -> None:
 
     class Trainer:
         optimizers = (optimizer,)
+        strategy = SingleDeviceStrategy("cpu")
         global_step = 4
         checkpoint_callback = None
         default_root_dir = str(tmp_path)

@@ -41,7 +41,7 @@ MAKERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "zip": (zipped, "not a checkpoint of longvid fit"),
     "state_dict": (lambda path: torch.save({"a": torch.zeros(2)}, path), "not a checkpoint of longvid fit"),
     "tensor": (lambda path: torch.save(torch.zeros(2), path), "not a checkpoint of longvid fit"),
-    "folder": (lambda path: path.mkdir(), "no such file"),
+    "folder": (lambda path: path.mkdir(), r"is damaged \(no readable index.json\)"),
     "missing": (lambda path: None, "no such file"),
 }
 

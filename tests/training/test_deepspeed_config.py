@@ -1,0 +1,93 @@
+"""The overlays of configs/deepspeed, and what DeepSpeed is told."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from longvid_train import cli
+from longvid_train.errors import UserError
+from longvid_train.training.strategies.zero import ZeroStrategy
+from longvid_train.training.strategies.zero_config import zero_config
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "deepspeed"
+STRATEGY = "longvid_train.training.strategies.zero.ZeroStrategy"
+SIZES = {"bucket_elements": 10, "prefetch_elements": 20}
+WANTED = {
+    "zero1": (1, None, None),
+    "zero2": (2, None, None),
+    "zero3": (3, None, None),
+    "zero1_offload": (1, "cpu", None),
+    "zero2_offload": (2, "cpu", None),
+    "zero3_offload": (3, "cpu", "cpu"),
+}
+
+
+def read(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    return found
+
+
+def test_every_overlay_is_known_and_changes_the_trainer_alone() -> None:
+    names = {path.stem for path in CONFIGS.iterdir()}
+    assert names == {*WANTED, "bf16"}
+    assert [set(read(name)) for name in names] == [{"trainer"}] * len(names)
+    assert read("bf16") == {"trainer": {"precision": "bf16-mixed"}}
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_an_overlay_makes_the_stage_it_is_named_for(name: str) -> None:
+    settings = read(name)["trainer"]["strategy"]
+    assert settings["class_path"] == STRATEGY
+    config = ZeroStrategy(**settings["init_args"]).config
+    stage, optimizer, weights = WANTED[name]
+    zero = config["zero_optimization"]
+    assert zero["stage"] == stage
+    assert zero.get("offload_optimizer", {}).get("device") == optimizer
+    assert zero.get("offload_param", {}).get("device") == weights
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_buckets_and_batch_size_reach_deepspeed(stage: int) -> None:
+    config = zero_config(stage, "none", **SIZES)
+    zero = config["zero_optimization"]
+    assert (zero["reduce_bucket_size"], zero["allgather_bucket_size"]) == (10, 10)
+    assert zero.get("stage3_prefetch_bucket_size") == (20 if stage == 3 else None)
+    assert config["train_micro_batch_size_per_gpu"] == 1, "else Lightning opens the loader before its state is restored"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stage": 0}, "stage is 0; it must be 1, 2 or 3"),
+        (
+            {"stage": 2, "offload": "disk"},
+            "offload is 'disk'; it must be one of none, optimizer, optimizer_and_weights",
+        ),
+        ({"stage": 2, "offload": "optimizer_and_weights"}, "needs stage 3, not 2; use 'optimizer'"),
+        ({"stage": 2, "bucket_elements": 0}, "bucket_elements is 0; it must be at least 1"),
+        ({"stage": 3, "prefetch_elements": -1}, "prefetch_elements is -1; it must be at least 1"),
+    ],
+)
+def test_what_zero_cannot_do_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ZeroStrategy(**settings)
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "message"),
+    [
+        ("fit", ["--trainer.precision", "16-mixed"], "trainer.precision is 16-mixed; under ZeroStrategy it must be"),
+        ("fit", ["--trainer.gradient_clip_algorithm", "value"], "DeepSpeed clips by 'norm' only"),
+        ("test", [], "ZeroStrategy trains only"),
+    ],
+)
+def test_a_run_that_zero_cannot_keep_its_promises_for_ends_before_weights_load(
+    command: str, words: list[str], message: str, fit_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--config", str(fit_config()), "--config", str(CONFIGS / "zero2.yaml"), *words]
+    assert cli.main([command, *given]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("longvid: ")]
+    assert message in line
