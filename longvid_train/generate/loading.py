@@ -18,7 +18,7 @@ from longvid_train.generate.zoom.prompting import ZoomPrompting
 from longvid_train.models.adapter import Adapter
 from longvid_train.models.backbones.adapted import BackboneAdapter, load_adapted_backbone
 from longvid_train.models.backbones.llama_vid import LlamaVid
-from longvid_train.models.backbones.load import AnyBackbone, load_backbone, read_config
+from longvid_train.models.backbones.load import load_backbone, read_config
 from longvid_train.models.llama_vid.adapted import load_adapted
 from longvid_train.models.llama_vid.loading import load_llama_vid
 
@@ -72,17 +72,6 @@ def read_prompting(
     return asked.from_source(source, adaptation=adaptation, adapter=folder, prompt=prompt)
 
 
-def backbone_engine(
-    backbone: AnyBackbone,
-    prompting: BackbonePrompting,
-    options: EngineOptions = EngineOptions(),  # noqa: B008 - frozen
-) -> Engine:
-    """The engine of a loaded backbone, as its prompting wants it."""
-    if isinstance(prompting, ZoomPrompting):
-        return ZoomEngine(backbone, prompting, options)
-    return BackboneEngine(backbone, prompting, options)
-
-
 def load_engine(
     source: str | Path,
     prompting: Prompting,
@@ -111,7 +100,9 @@ def load_engine(
         else:
             backbone = load_backbone(source, dtype=dtype)
         backbone.model.to(device)
-        return backbone_engine(backbone, prompting, options)
+        if isinstance(prompting, ZoomPrompting):
+            return ZoomEngine(backbone, prompting, options)
+        return BackboneEngine(backbone, prompting, options)
     assert not isinstance(adapter, BackboneAdapter), "an adapter of another architecture has another base model"
     model = load_llama_vid(source, dtype=dtype) if adapter is None else load_adapted(source, adapter, dtype=dtype)
     return LlamaVidEngine(model.to(device), prompting, options)

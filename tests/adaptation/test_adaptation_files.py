@@ -1,5 +1,6 @@
 """Adaptation files: read strictly, written back the same, and every shipped one built on its backbone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from longvid_train.rope.unextended import NoWindow
 from longvid_train.rope.visual_yarn import VisualYarnWindow
 from longvid_train.rope.yarn import YarnWindow
 from longvid_train.tokens.grid import FrameGrid
+from longvid_train.tokens.overview import plan_zoom
 from longvid_train.tokens.progressive import ProgressivePlan
 from longvid_train.tokens.slowfast import SlowFastPlan
 from longvid_train.tokens.uniform import UniformPlan
@@ -83,12 +85,44 @@ NANO = {
 }
 
 
+ZOOMED = {
+    "zoomvlm/clip_32": 2848,
+    "zoomvlm/clip_32_augmenter": 2848,
+    "zoomvlm/clip_32_overview": 22 * 64,
+    "zoomvlm/clip_32_every_sentence": 2848,
+    "zoomvlm/clip_32_vicuna_13b": 2848,
+    "zoomvlm/siglip_32": 22 * 81 + 10 * 196,
+    "zoomvlm/siglip_32_k12": 4134,
+}
+SIDES = {24: (336, 14), 27: (384, 14)}
+"""Patches a side of a picture: pixels a side of it and of a patch."""
+
+
 def name_of(path: Path) -> str:
     return path.relative_to(CONFIGS).with_suffix("").as_posix()
 
 
 def test_every_row_is_shipped_and_nothing_else() -> None:
-    assert {name_of(path) for path in SHIPPED} == EXPECTED.keys() | GENERAL | NANO | KV_ALONE
+    assert {name_of(path) for path in SHIPPED} == EXPECTED.keys() | GENERAL | NANO | KV_ALONE | ZOOMED.keys()
+
+
+@pytest.mark.parametrize("name", sorted(ZOOMED))
+def test_a_zoom_has_the_paper_s_tokens(name: str) -> None:
+    adaptation = load_adaptation(CONFIGS / f"{name}.yaml")
+    assert adaptation.zoom is not None and adaptation.frames is not None and isinstance(adaptation.plan, UniformPlan)
+    grid = GRIDS[next(one for one in adaptation.backbones if one in GRIDS)] if "siglip" in name else NEXT_VIDEO
+    side, patch = SIDES[grid.rows]
+    small = adaptation.zoom.side(side) // patch
+    plan = plan_zoom(
+        adaptation.frames,
+        grid,
+        replace(grid, rows=small, columns=small),
+        stride=adaptation.plan.stride,
+        ratio=adaptation.zoom.temporal_ratio,
+        counting=adaptation.zoom.counting,
+        zoomed_frames=adaptation.zoom.zoomed_frames,
+    )
+    assert plan.frame_tokens == ZOOMED[name]
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))

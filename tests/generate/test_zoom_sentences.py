@@ -1,11 +1,15 @@
 """Where a sentence ends: the rules, and that the tokenizer does not matter."""
 
+from functools import lru_cache
+
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from longvid_train.generate.zoom.answer_watch import AnswerWatch
 from longvid_train.generate.zoom.sentences import split_sentences
 
 
@@ -90,3 +94,33 @@ def test_every_tokenizer_gives_the_same_sentences_one_token_at_a_time(make: obje
         "The end.",
     )
     assert counts[-1] == 5
+
+
+@lru_cache
+def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
+    return {"byte_level": byte_level, "sentencepiece": sentencepiece}[name]()
+
+
+@example("sentencepiece", 'A."")))))) He')
+@given(st.sampled_from(["byte_level", "sentencepiece"]), st.text(alphabet='AeB1. !?\n"。)他', max_size=30))
+def test_ends_are_seen_at_the_token_where_reading_everything_sees_them(name: str, text: str) -> None:
+    tokenizer = tokenizer_of(name)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def read(some: list[int]) -> str:
+        return str(tokenizer.decode(some, skip_special_tokens=True)).strip()
+
+    wanted, most = [], 0
+    for stop in range(1, len(ids) + 1):
+        found, _ = split_sentences(read(ids[:stop]))
+        if len(found) > most:
+            most = len(found)
+            wanted.append((found, stop))
+    seen: list[tuple[list[str], int]] = []
+    watch = AnswerWatch(read, 2, lambda sentences, tokens: seen.append((sentences, tokens)))
+    prompt = [7, 8]
+    for stop in range(1, len(ids) + 1):
+        stopped = watch(torch.tensor([[*prompt, *ids[:stop]]]), None)
+        assert stopped.tolist() == [False]
+    assert seen == wanted
+    assert watch.ids == ids

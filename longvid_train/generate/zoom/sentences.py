@@ -22,7 +22,19 @@ REPLACEMENT = "\ufffd"
 """Stands at the end of a text whose last character is not complete yet (byte-level tokens)."""
 
 _END = re.compile(r"[.!?]+[\"'”’)\]]*(?=\s+[^\s])|[。！？]+[」』”’]*(?=[^。！？」』”’])|\n+")
+_CLOSING = tuple("\"'”’)]」』")
+_INSIDE = frozenset(".!?。！？\n" + REPLACEMENT)
 _LAST_WORD = re.compile(r"(\S+?)\.[\"'”’)\]]*$")
+
+
+def may_end(piece: str) -> bool:
+    """Whether a token with this text can be part of a sentence's end: marks, white space, unfinished characters."""
+    return not piece.strip() or not _INSIDE.isdisjoint(piece)
+
+
+def undecided(rest: str) -> bool:
+    """Whether what comes next decides if ``rest``, the text behind the last complete sentence, is one."""
+    return rest[-1:] in _CLOSING or may_end(rest[-1:])
 
 
 def split_sentences(text: str) -> tuple[list[str], str]:
