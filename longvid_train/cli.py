@@ -37,6 +37,7 @@ COMMANDS = {
     "cost": Command("cost", "plan memory, operations and time of a job before it runs"),
     "calibrate": Command("calibrate", "fit a KV-cache quantizer to a calibration set and judge it", parses_itself=True),
     "world": Command("world", "render synthetic episodes with known answers"),
+    "evaluate": Command("evaluate", "answer and score evaluation manifests with any model"),
     "reproduce": Command("reproduce", "check the papers' claims on nano models and held-out episodes"),
     "report": Command("report", "write the HTML report of a three-stage run"),
 }

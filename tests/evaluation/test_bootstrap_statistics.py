@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longvid_train.errors import UserError
-from longvid_train.evaluation.statistics import bootstrap_mean, moving_mean
+from longvid_train.evaluation.statistics import bootstrap_clusters, bootstrap_mean, moving_mean
 
 
 def binomial_quantile(n: int, p: float, level: float) -> int:
@@ -64,3 +64,26 @@ def test_moving_mean_is_the_mean_of_its_window(values: list[float], half: int) -
     for index, mean in enumerate(found):
         window = values[max(0, index - half) : index + half + 1]
         assert mean == pytest.approx(sum(window) / len(window), abs=1e-6)
+
+
+def test_clusters_of_one_value_are_the_plain_bootstrap() -> None:
+    values = [0.0, 1.0, 1.0, 0.5, 0.0, 1.0]
+    plain, clustered = bootstrap_mean(values, seed=3), bootstrap_clusters(values, "abcdef", seed=3)
+    assert (clustered.n, clustered.mean) == (6, plain.mean)
+    assert (clustered.low, clustered.high) == pytest.approx((plain.low, plain.high))
+
+
+def test_copies_within_a_cluster_tell_nothing_new() -> None:
+    """Ten questions on each of six videos, answered alike, are six observations, not sixty."""
+    values = [0.0, 1.0, 1.0, 0.0, 0.0, 1.0]
+    once = bootstrap_clusters(values, range(6), seed=1)
+    copied = bootstrap_clusters(values * 10, [*range(6)] * 10, seed=1)
+    naive = bootstrap_mean(values * 10, seed=1)
+    assert (copied.low, copied.high) == pytest.approx((once.low, once.high))
+    assert naive.high - naive.low < 0.5 * (copied.high - copied.low)
+
+
+def test_clusters_of_unequal_size_keep_the_mean_over_values() -> None:
+    found = bootstrap_clusters([1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"])
+    assert found.mean == 0.75
+    assert (found.low, found.high) == (0.0, 1.0)

@@ -1,0 +1,1 @@
+"""A chat model that compares answers with right answers (docs/evaluation.md)."""

@@ -1,0 +1,206 @@
+"""Predictions to judgements: one request an answer, in parallel, from the cache where it was answered before."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from longvid_train.endpoint import Answer, ChatClient, Failure
+from longvid_train.errors import UserError
+from longvid_train.evaluation.formatting import without_placeholders
+from longvid_train.evaluation.judging.rubric import HIGHEST, Rubric, Verdict, check_rubric
+from longvid_train.evaluation.judging.settings import JudgeSettings
+from longvid_train.evaluation.local.predictions import Prediction, read_predictions
+from longvid_train.evaluation.local.run import PREDICTIONS_FILE
+from longvid_train.evaluation.statistics import Interval, bootstrap_clusters
+from longvid_train.files import write_json, write_text
+
+PAIR = "pair"
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What the judge said of one answer, or of a pair.
+
+    Attributes:
+        id: of the prediction; of a pair the first one's.
+        video: of the prediction.
+        rubric: name.
+        version: of the rubric's prompt.
+        judge: the model that answered, by its own name; empty where none did.
+        score: 0 to 5; ``None`` where the judge gave none.
+        correct: whether the answer is right; ``None`` where that was not asked or not answered.
+        tries: replies asked for.
+        failure: why there is no score: ``"off_format"``, ``"cut_off"`` or ``"refused"``; empty where there is one.
+        detail: of the failure.
+    """
+
+    id: str
+    video: str
+    rubric: str
+    version: str
+    judge: str
+    score: int | None
+    correct: bool | None
+    tries: int
+    failure: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeSummary:
+    """All judgements of an evaluation by one rubric.
+
+    Attributes:
+        rubric: name.
+        version: of its prompt.
+        judges: models that answered.
+        judged: answers with a score.
+        unjudged: ids of answers without one, by reason; in no mean.
+        without_truth: predictions with nothing to compare with; not sent.
+        accuracy: share of right answers; ``None`` where that is not asked.
+        score: mean from 0 to 5; ``None`` where nothing was judged.
+        spending: requests, tokens and cost of this run so far, earlier rubrics included.
+    """
+
+    rubric: str
+    version: str
+    judges: tuple[str, ...]
+    judged: int
+    unjudged: dict[str, list[str]]
+    without_truth: int
+    accuracy: Interval | None
+    score: Interval | None
+    spending: dict[str, Any]
+
+    def table(self) -> str:
+        """As Markdown."""
+        parts = [f"Judged for {self.rubric} (prompt {self.version}) by {', '.join(self.judges) or 'nobody'}"]
+        parts[0] += f": {self.judged} answers"
+        for reason, ids in self.unjudged.items():
+            named = ", ".join(ids[:_MOST_NAMED]) + (", ..." if len(ids) > _MOST_NAMED else "")
+            parts[0] += f"; {len(ids)} unjudged and in no mean: {reason} ({named})"
+        lines = ["| judged | n | mean | 95 % interval |", "| --- | --- | --- | --- |"]
+        if self.accuracy is not None:
+            lines.append(_line("accuracy, %", self.accuracy, 100))
+        if self.score is not None:
+            lines.append(_line(f"score, 0 to {HIGHEST}", self.score, 1))
+        return "\n\n".join([*parts, "\n".join(lines)]) if self.judged else parts[0]
+
+
+def judge_folder(out: Path, settings: JudgeSettings) -> list[JudgeSummary]:
+    """Judge the predictions of a folder; writes ``judgements_RUBRIC.jsonl`` and ``judge_RUBRIC.json`` for each rubric.
+
+    An interrupted run goes on from the judge's cache, at no cost. Answers that the judge failed on are asked again only
+    where the cache does not hold its failures.
+
+    Raises:
+        UserError: the endpoint is down or refuses the key, there are no predictions, or a pair is not one.
+    """
+    predictions = read_predictions(out / PREDICTIONS_FILE)
+    with ChatClient(settings.endpoint) as client:
+        return [_judge_folder(out, predictions, check_rubric(name), client) for name in settings.rubrics]
+
+
+def _judge_folder(out: Path, predictions: Sequence[Prediction], rubric: Rubric, client: ChatClient) -> JudgeSummary:
+    judgements = list(judge(predictions, rubric, client))
+    lines = [json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in judgements]
+    write_text(out / f"judgements_{rubric.name}.jsonl", "".join(lines))
+    without_truth = sum(one.truth is None for one in predictions)
+    summary = summarise_judgements(judgements, rubric, client.spending.as_json(), without_truth)
+    write_json(out / f"judge_{rubric.name}.json", asdict(summary))
+    return summary
+
+
+def judge(predictions: Sequence[Prediction], rubric: Rubric, client: ChatClient) -> Iterator[Judgement]:
+    """Judge every answer that has a right one to compare with, in order.
+
+    Raises:
+        UserError: as `judge_folder`.
+    """
+    known = [one for one in predictions if one.truth is not None]
+    subjects = _pairs(known) if rubric.paired else [(one, one) for one in known]
+    version = rubric.version
+    replies = client.ask_all((rubric.conversation(_words(*both)) for both in subjects), rubric.parse)
+    for (first, _), reply in zip(subjects, replies, strict=True):
+        yield _judgement(first, rubric.name, version, reply)
+
+
+def summarise_judgements(
+    judgements: Sequence[Judgement], rubric: Rubric, spending: dict[str, Any], without_truth: int
+) -> JudgeSummary:
+    """Means over what was judged, with intervals over videos."""
+    judged = [one for one in judgements if one.score is not None]
+    videos = [one.video for one in judged]
+    reasons = Counter(one.failure for one in judgements if one.failure)
+    right = [float(one.correct) for one in judged if one.correct is not None]
+    return JudgeSummary(
+        rubric=rubric.name,
+        version=rubric.version,
+        judges=tuple(sorted({one.judge for one in judged})),
+        judged=len(judged),
+        unjudged={reason: [one.id for one in judgements if one.failure == reason] for reason in sorted(reasons)},
+        without_truth=without_truth,
+        accuracy=bootstrap_clusters(right, videos) if right else None,
+        score=bootstrap_clusters([float(one.score or 0) for one in judged], videos) if judged else None,
+        spending=spending,
+    )
+
+
+def _pairs(predictions: Sequence[Prediction]) -> list[tuple[Prediction, Prediction]]:
+    found: dict[str, list[Prediction]] = {}
+    for one in predictions:
+        if PAIR not in one.meta:
+            raise UserError(
+                f"row '{one.id}' has no meta.{PAIR}; consistency compares two rows with the same value there"
+            )
+        found.setdefault(str(one.meta[PAIR]), []).append(one)
+    for name, members in found.items():
+        if len(members) != 2:
+            ids = ", ".join(one.id for one in members)
+            raise UserError(f"meta.{PAIR} '{name}' stands in {len(members)} answered rows ({ids}); it must be in 2")
+    return [(first, second) for first, second in found.values()]
+
+
+def _words(first: Prediction, second: Prediction) -> dict[str, str]:
+    return {
+        "question": without_placeholders(first.question),
+        "truth": str(first.truth),
+        "answer": first.answer,
+        "second_question": without_placeholders(second.question),
+        "second_answer": second.answer,
+    }
+
+
+def _judgement(one: Prediction, rubric: str, version: str, reply: Answer[Verdict] | Failure) -> Judgement:
+    if isinstance(reply, Failure):
+        return Judgement(
+            id=one.id,
+            video=one.video,
+            rubric=rubric,
+            version=version,
+            judge="",
+            score=None,
+            correct=None,
+            tries=reply.tries,
+            failure=reply.reason,
+            detail=reply.detail,
+        )
+    return Judgement(
+        id=one.id,
+        video=one.video,
+        rubric=rubric,
+        version=version,
+        judge=reply.model,
+        score=reply.value.score,
+        correct=reply.value.correct,
+        tries=reply.tries,
+    )
+
+
+def _line(name: str, value: Interval, factor: int) -> str:
+    mean, low, high = (factor * number for number in (value.mean, value.low, value.high))
+    return f"| {name} | {value.n} | {mean:.2f} | {low:.2f} to {high:.2f} |"

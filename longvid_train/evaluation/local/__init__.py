@@ -1,0 +1,1 @@
+"""Local evaluation: a model over manifests, to predictions, scores and tables (docs/evaluation.md)."""
