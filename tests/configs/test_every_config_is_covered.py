@@ -12,6 +12,7 @@ COVERED_BY = {
     "llama_vid/paper": "tests/configs/test_paper_configs.py",
     "llama_vid/nano": "tests/training/test_fit_bad_input.py",
     "lora": "tests/configs/test_lora_configs.py",
+    "evaluation": "tests/configs/test_evaluation_configs.py",
     "world": "tests/integration/test_nano_stages_improve.py",
 }
 """Folder of ``configs/`` -> the test that reads all files in it."""

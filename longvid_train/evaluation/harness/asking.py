@@ -1,0 +1,144 @@
+"""Requests to answers: the same showing, batches and engine as ``longvid evaluate``."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from longvid_train.adaptation.reading import load_adaptation
+from longvid_train.data.conversation import MediumLayout
+from longvid_train.data.manifest import Media
+from longvid_train.errors import UserError
+from longvid_train.evaluation.harness.requests import HarnessRequest, VideoPart
+from longvid_train.evaluation.local.answering import generation_options
+from longvid_train.evaluation.local.batches import alike
+from longvid_train.evaluation.local.questions import Question
+from longvid_train.evaluation.local.settings import EvaluationSettings
+from longvid_train.evaluation.local.showing import Showing, turns_of
+from longvid_train.generate.answer import Answer
+from longvid_train.generate.chat import VideoChat
+from longvid_train.generate.loading import read_prompting
+from longvid_train.generate.media import MEMORY_READER, Medium, ReadOptions
+from longvid_train.generate.options import GenerationOptions
+from longvid_train.models.backbones.adapted import read_any_adapter
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    media: tuple[Medium, ...]
+    text: str
+    alike: tuple[int, ...]
+
+
+class HarnessAsker:
+    """A loaded model that answers requests.
+
+    Args:
+        settings: ``model``, ``adapter``, ``adaptation`` and how media are shown; manifests and scores have no part.
+
+    Raises:
+        UserError: settings, model, adapter and adaptation do not go together.
+    """
+
+    def __init__(self, settings: EvaluationSettings) -> None:
+        if settings.model is None and settings.adapter is None:
+            raise UserError("no model is named; give --model_args model=FOLDER")
+        adaptation = None if settings.adaptation is None else load_adaptation(settings.adaptation)
+        adapter = None if settings.adapter is None else read_any_adapter(settings.adapter)
+        source: str | Path | None = settings.model
+        if adapter is not None:
+            source = adapter.base_folder(None if settings.model is None else Path(settings.model))
+        assert source is not None
+        prompting = read_prompting(
+            source, adaptation=adaptation, adapter=adapter, template=settings.template, prompt=settings.prompt
+        )
+        self.settings = settings
+        self.chat = VideoChat.load(
+            source, adapter=adapter, prompting=prompting, device=settings.device, dtype=settings.dtype
+        )
+        self._read = ReadOptions(reader=settings.reader, isolated=settings.isolated)
+
+    def answer(self, requests: Sequence[HarnessRequest], generation: Mapping[str, Any]) -> list[Answer]:
+        """Answer requests that share their generation settings, alike ones together.
+
+        Args:
+            requests: in any order.
+            generation: lmms-eval's ``generation_kwargs``.
+
+        Returns:
+            In the order of the requests.
+
+        Raises:
+            UserError: a file cannot be shown, or a request is too long for the window.
+        """
+        settings = with_generation(self.settings, generation)
+        options = generation_options(settings)
+        showing = Showing(prompting=self.chat.prompting, settings=settings, read=self._read)
+        opened = [self._open(request, showing, options) for request in requests]
+        answers: dict[int, Answer] = {}
+        for batch in alike([one.alike for one in opened], settings.batch_size):
+            talks = [self.chat.open(opened[place].media, read=self._read) for place in batch]
+            said = self.chat.ask_batch(talks, [opened[place].text for place in batch], options)
+            answers |= dict(zip(batch, said, strict=True))
+        return [answers[place] for place in range(len(requests))]
+
+    def _open(self, request: HarnessRequest, showing: Showing, options: GenerationOptions) -> _Opened:
+        media = tuple(_medium(one, request.text, showing) for one in request.media)
+        turns = turns_of(_question((), request.text), request.text, [medium.type for medium in media])
+        layouts = [medium.layout for medium in media]
+        self.chat.prompting.check_window(turns, layouts, options.max_new_tokens)
+        counts = self.chat.prompting.token_counts(turns, layouts, options.max_new_tokens)
+        shown = tuple(layout.frame_count for layout in layouts)
+        return _Opened(media=media, text=request.text, alike=(counts.total, *shown))
+
+
+def with_generation(settings: EvaluationSettings, generation: Mapping[str, Any]) -> EvaluationSettings:
+    """The settings with what a task says about generation.
+
+    ``until`` is not followed: an answer ends where the chat template ends it, and lmms-eval's default of a blank line
+    would cut descriptions.
+    """
+    samples = bool(generation.get("do_sample", True)) and (generation.get("temperature") or 0.0) > 0
+    return replace(
+        settings,
+        max_new_tokens=int(generation.get("max_new_tokens", settings.max_new_tokens)),
+        temperature=float(generation["temperature"]) if samples else 0.0,
+        top_p=float(generation.get("top_p") or 1.0) if samples else 1.0,
+        num_beams=int(generation.get("num_beams") or 1),
+    )
+
+
+def _question(media: tuple[Media, ...], text: str) -> Question:
+    """A request in the form that local evaluation opens."""
+    return Question(
+        id="request",
+        manifest="lmms-eval",
+        place=(0, 0, 0),
+        kind="open",
+        text=text,
+        history=(),
+        truth=None,
+        options=(),
+        media=media,
+        folder=Path.cwd(),
+        meta={},
+    )
+
+
+def _medium(one: VideoPart | Image.Image, text: str, showing: Showing) -> Medium:
+    if isinstance(one, VideoPart):
+        part = Media(type="video", path=one.path, start_s=one.start_s, end_s=one.end_s)
+        (medium,) = showing.open(_question((part,), text), text)
+        return medium
+    return Medium(
+        path="picture",
+        type="image",
+        timestamps_s=(0.0,),
+        duration_s=0.0,
+        layout=MediumLayout.without_subtitles("image", 1),
+        reader=MEMORY_READER,
+        frames=np.asarray(one.convert("RGB"))[None],
+    )

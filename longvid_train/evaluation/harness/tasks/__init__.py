@@ -1,0 +1,1 @@
+"""Tasks of lmms-eval for benchmarks it lacks; ``--include_path`` names this folder."""
