@@ -96,7 +96,7 @@ class QuantizedLayer(CacheLayerMixin):
         rows = len(key_states)
         self._padding = _rows_of(self._padding, rows, self.device)
         self._first_position = _rows_of(self._first_position, rows, self.device)
-        self._recent = key_states[:, :, :0], value_states[:, :, :0]
+        self._recent = key_states[:, :, :0].clone(), value_states[:, :, :0].clone()
         self._sinks = SinkTokens(self._settings.sink_tokens, self._padding, key_states)
         self.is_initialized = True
 

@@ -1,230 +1,276 @@
-"""Compare KV-cache schemes on synthetic keys and values: error of attention's output at measured bits, and time a step.
+"""Compare KV caches side by side: ours by preset, none, transformers' quanto and HQQ, KIVI as published, INTP.
 
-    python -m scripts.bench.kv_schemes --out bench/kv --tokens 2048 8192
+    python -m scripts.bench.kv_schemes --out bench/kv
+    python -m scripts.bench.kv_schemes --out bench/kv --tokens 2048 --models longvid_train/assets/nano_onevision
 
-One layer with a grouped-query head layout. Keys are made as models make them: a mean vector for every head (the bias of
-``k_proj``), channels of lognormal spread, a few outlier channels, tokens of different size, then the rotary embedding.
-Queries look at a handful of tokens. Static schemes are calibrated on other tokens of the same channels, 1024 of them
-kept; dynamic ones need none. Every scheme keeps 4 sink and 128 recent tokens.
+On synthetic tensors (one layer, 16 query heads on 4 key-value heads of 128; `kv_tensors`) and on those that trained
+nano models make of rendered videos (`kv_models`). Static schemes are calibrated on other tokens, of 2K-token clips
+that are not evaluated. All caches keep as many newest tokens as they are: 128, or 32 for needles, whose prompts are
+short.
 
-    bits    of a coded number, from allocated bytes, metadata included
-    error   |output - exact output| / |exact output| of one decoding step, mean over rows, heads and ``--queries`` steps
-    ms      CPU milliseconds of one decoding step on one thread, median; ``sdpa`` is torch's attention on float32
+    bits       of a coded number, from allocated bytes, metadata included
+    B/token    all allocated bytes over all tokens, windows and static parameters included
+    error      |output - exact output| / |exact output| of attention, mean over layers, heads and the last steps
+    KL, top-1  of the logits against a full-precision cache, over ``--steps`` teacher-forced steps
+    needle     share of exact answers about events in the first, middle and last third of videos in the model's window
+    ms, x      CPU milliseconds of attention of one step and one layer, median, one thread; times those of ``full``
 
-``kivi`` rows are KIVI's ranges (keys a channel, values a token) in this cache; where ``optimum-quanto`` or ``hqq`` are
-installed, transformers' own quantized layers are measured beside them, in groups of 64 with a residual of 128.
+``full`` is transformers' DynamicCache with SDPA on float32. ``kivi reference`` keeps its windows as the public code
+does (`kv_kivi`), ``kivi_g32`` is the same coding in this cache, with sinks. Where ``optimum-quanto`` or ``hqq`` are not
+installed, their rows say so. What is forced is the model's own continuation. Tables grow part by part, so an
+interrupted run leaves those it finished.
 """
 
 import argparse
 import platform
 import statistics as numbers
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers.cache_utils import HQQQuantizedLayer, QuantoQuantizedLayer
-from transformers.cache_utils import QuantizedLayer as QuantizedCacheLayer
-from transformers.utils import is_hqq_available, is_optimum_quanto_available
 
 from longvid_train.files import write_json, write_text
-from longvid_train.kvcache.cache import QuantizedKVCache
-from longvid_train.kvcache.fitting import fit_quantizer
-from longvid_train.kvcache.layer import QuantizedLayer
-from longvid_train.kvcache.policy import CachePolicy
-from longvid_train.kvcache.presets import PRESETS
-from longvid_train.kvcache.quantizer import CacheShape
-from longvid_train.kvcache.rotation import Rotation
-from longvid_train.kvcache.statistics import Statistics
+from longvid_train.kvcache.attention import rotation_of
+from longvid_train.models.backbones import BackboneProcessor, load_backbone
+from longvid_train.models.backbones.protocol import Backbone
+from scripts.bench import kv_models
+from scripts.bench.kv_contenders import FULL, Contender, attend, contenders, prefill, weigh
+from scripts.bench.kv_models import CALIBRATION_SEED, TEST_SEED, Videos
+from scripts.bench.kv_tensors import LayerTensors, exact_attention, make_world
 
-HEADS, GROUP, HEAD_DIM = 4, 4, 128
-SHAPE = CacheShape(layers=1, heads=HEADS, head_dim=HEAD_DIM)
-CALIBRATION_TOKENS = 4096
+RECENT = 128
+NEEDLE_FRAMES, NEEDLE_DURATION_S, NEEDLE_RECENT = 32, 8.0, 32
+CALIBRATION_CLIPS, CALIBRATION_TOKENS, FRAMES_A_SECOND = 3, 2048, 8
+ASSETS = Path("longvid_train/assets")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table."""
+    """One line of a table; ``None`` is not measured there."""
 
+    part: str
     scheme: str
     tokens: int
     bits: float
-    error: float
-    ms: float
+    bytes_a_token: float
+    error: float | None = None
+    divergence: float | None = None
+    agreement: float | None = None
+    needles: dict[str, float] | None = None
+    ms: float | None = None
+    ratio: float | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class World:
-    """Channels that calibration and test share."""
+class Results:
+    """Rows on disk, written after every part."""
 
-    mean: torch.Tensor
-    spread: torch.Tensor
-    value_mean: torch.Tensor
-    value_spread: torch.Tensor
-    rotation: Rotation
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self._folder, self._settings = folder, settings
+        self._rows: list[Row] = []
+        self._missing: dict[str, str] = {}
 
-    def tokens(self, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rotated keys and values, each ``(1, H, T, D)``."""
-        draw = torch.Generator().manual_seed(seed)
-        noise, value_noise = (torch.randn(1, HEADS, count, HEAD_DIM, generator=draw) for _ in range(2))
-        size = torch.exp(0.3 * torch.randn(1, HEADS, count, 1, generator=draw))
-        keys = self.mean + self.spread * size * noise
-        values = self.value_mean + self.value_spread * size * value_noise
-        return self.rotation.apply(keys, torch.arange(count)[None]), values
-
-    def queries(self, keys: torch.Tensor, count: int, seed: int) -> torch.Tensor:
-        """``(1, Hq, count, D)``: each looks at 8 tokens, at the scale of trained attention."""
-        draw = torch.Generator().manual_seed(seed)
-        chosen = torch.randint(0, keys.shape[2], (count, 8), generator=draw)
-        centred = keys - keys.mean(2, keepdim=True)
-        aimed = centred[:, :, chosen].mean(3).repeat_interleave(GROUP, dim=1)
-        aimed = aimed / aimed.std() + 0.5 * torch.randn(aimed.shape, generator=draw)
-        return aimed * 1.5
+    def add(self, rows: Sequence[Row], missing: dict[str, str]) -> None:
+        """Keep the rows of a part, with ratios to its ``full``, and print its table."""
+        whole = next(row.ms for row in rows if row.scheme == FULL)
+        told = [row if not (row.ms and whole) else _with_ratio(row, row.ms / whole) for row in rows]
+        self._rows += told
+        self._missing |= missing
+        write_json(
+            self._folder / "kv_schemes.json",
+            {"settings": self._settings, "not_run": self._missing, "rows": [asdict(row) for row in self._rows]},
+        )
+        parts = list(dict.fromkeys((row.part, row.tokens) for row in self._rows))
+        tables = [table([row for row in self._rows if (row.part, row.tokens) == part], self._missing) for part in parts]
+        write_text(self._folder / "kv_schemes.md", "\n".join(tables))
+        print(table(told, missing), flush=True)
 
 
-def make_world() -> World:
-    draw = torch.Generator().manual_seed(0)
-
-    def channels(scale: float) -> torch.Tensor:
-        return torch.exp(scale * torch.randn(1, HEADS, 1, HEAD_DIM, generator=draw))
-
-    mean = torch.randn(1, HEADS, 1, HEAD_DIM, generator=draw)
-    mean[..., torch.randint(0, HEAD_DIM, (4,), generator=draw)] *= 8
-    theta = 1.0 / 1e6 ** (torch.arange(0, HEAD_DIM, 2).float() / HEAD_DIM)
-    value_mean = 0.2 * torch.randn(1, HEADS, 1, HEAD_DIM, generator=draw)
-    return World(mean, channels(0.5), value_mean, channels(0.25), Rotation(theta))
-
-
-def calibrate(world: World) -> Statistics:
-    statistics = Statistics(SHAPE)
-    keys, values = world.tokens(CALIBRATION_TOKENS, seed=1)
-    statistics.begin([0], torch.ones(1, CALIBRATION_TOKENS))
-    statistics.observe(0, world.queries(keys, CALIBRATION_TOKENS, seed=2), keys, values)
-    return statistics
-
-
-def exact_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    repeated = (x.double().repeat_interleave(GROUP, dim=1) for x in (keys, values))
-    return torch.nn.functional.scaled_dot_product_attention(query.double(), *repeated)
+def streamed(layer: Any, tensors: LayerTensors) -> tuple[torch.Tensor, list[float]]:
+    """Fill a layer with all but the last tokens, then step by step: results ``(1, Hq, n, D)`` and milliseconds."""
+    steps = tensors.queries.shape[2]
+    start = tensors.keys.shape[2] - steps
+    prefill(layer, tensors.keys[:, :, :start], tensors.values[:, :, :start])
+    outputs, taken = [], []
+    for step in range(steps):
+        here = slice(start + step, start + step + 1)
+        began = time.process_time()
+        outputs.append(
+            attend(layer, tensors.queries[:, :, step : step + 1], tensors.keys[:, :, here], tensors.values[:, :, here])
+        )
+        taken.append(1000 * (time.process_time() - began))
+    return torch.cat(outputs, dim=2), taken
 
 
 def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
+    """Mean over heads and steps."""
     return float(((found.double() - exact).norm(dim=-1) / exact.norm(dim=-1)).mean())
 
 
-def milliseconds(step: Callable[[], object], repeats: int) -> float:
-    step()
-    taken = []
-    for _ in range(repeats):
-        start = time.process_time()
-        step()
-        taken.append(1000 * (time.process_time() - start))
-    return numbers.median(taken)
-
-
-def measure(
-    name: str, policy: CachePolicy, world: World, statistics: Statistics, tokens: int, options: argparse.Namespace
-) -> Row:
-    quantizer = fit_quantizer(policy, statistics, world.rotation)
-    cache = QuantizedKVCache(quantizer)
-    layer = cache.layers[0]
-    assert isinstance(layer, QuantizedLayer)
-    keys, values = world.tokens(tokens, seed=3)
-    layer.update(keys[:, :, :-1], values[:, :, :-1])
-    layer.settle()
-    layer.update(keys[:, :, -1:], values[:, :, -1:])
-    queries = world.queries(keys, options.queries, seed=4)
-    scale = HEAD_DIM**-0.5
-    steps = [layer.attend(query, None, scale) for query in queries.split(1, dim=2)]
-    error = relative_error(torch.cat(steps, dim=2), exact_attention(queries, keys, values))
-    ms = milliseconds(lambda: layer.attend(queries[:, :, :1], None, scale), options.repeats)
-    return Row(scheme=name, tokens=tokens, bits=cache.used_bytes().bits_per_number, error=error, ms=ms)
-
-
-def measure_sdpa(world: World, tokens: int, options: argparse.Namespace) -> Row:
-    keys, values = world.tokens(tokens, seed=3)
-    query = world.queries(keys, 1, seed=4)
-
-    def step() -> torch.Tensor:
-        return torch.nn.functional.scaled_dot_product_attention(query, keys, values, enable_gqa=True)
-
-    error = relative_error(step(), exact_attention(query, keys, values))
-    return Row(scheme="sdpa", tokens=tokens, bits=32.0, error=error, ms=milliseconds(step, options.repeats))
-
-
-def peer_layers() -> dict[str, Callable[[], QuantizedCacheLayer]]:
-    """transformers' quantized layers that can be built here."""
-    found: dict[str, Callable[[], QuantizedCacheLayer]] = {}
-    if is_optimum_quanto_available():
-        found["transformers quanto"] = lambda: QuantoQuantizedLayer(nbits=2, q_group_size=64, residual_length=128)
-    if is_hqq_available():
-        found["transformers hqq"] = lambda: HQQQuantizedLayer(
-            nbits=2, axis_key=1, axis_value=1, q_group_size=64, residual_length=128
-        )
-    return found
-
-
-def measure_peer(
-    name: str, build: Callable[[], QuantizedCacheLayer], world: World, tokens: int, options: argparse.Namespace
-) -> Row:
-    """What a transformers layer hands to attention: everything, dequantized at every step."""
-    layer = build()
-    keys, values = world.tokens(tokens, seed=3)
-    layer.update(keys[:, :, :-1], values[:, :, :-1])
-    bits = 8 * (inner_bytes(layer._quantized_keys) + inner_bytes(layer._quantized_values))
-    queries = world.queries(keys, options.queries, seed=4)
-
-    def step() -> torch.Tensor:
-        seen = layer.update(keys[:, :, -1:], values[:, :, -1:])
-        return torch.nn.functional.scaled_dot_product_attention(queries, *seen, enable_gqa=True)
-
-    error = relative_error(step(), exact_attention(queries, keys, values))
-    queries = queries[:, :, :1]
-    numbers_coded = 2 * keys[:, :, :-1].numel()
+def attention_row(part: str, contender: Contender, layers: Sequence[LayerTensors]) -> Row:
+    """Error, bytes and time of a cache on given tensors."""
+    cache = contender.build()
+    errors, times = [], []
+    for layer, tensors in zip(cache.layers, layers, strict=True):
+        found, taken = streamed(layer, tensors)
+        errors.append(relative_error(found, exact_attention(tensors)))
+        times += taken
+    tokens = layers[0].keys.shape[2]
+    weight = weigh(cache)
     return Row(
-        scheme=name, tokens=tokens, bits=bits / numbers_coded, error=error, ms=milliseconds(step, options.repeats)
+        part=part,
+        scheme=contender.name,
+        tokens=tokens,
+        bits=weight.bits,
+        bytes_a_token=weight.total / tokens,
+        error=numbers.mean(errors),
+        ms=numbers.median(times),
     )
 
 
-def inner_bytes(stored: object) -> int:
-    """Bytes of all tensors inside a peer's quantized tensor."""
-    if isinstance(stored, torch.Tensor) and hasattr(stored, "__tensor_flatten__"):
-        return sum(inner_bytes(getattr(stored, name)) for name in stored.__tensor_flatten__()[0])
-    if isinstance(stored, torch.Tensor):
-        return stored.nbytes
-    if isinstance(stored, dict):
-        return sum(inner_bytes(value) for value in stored.values())
-    if isinstance(stored, (list, tuple)):
-        return sum(map(inner_bytes, stored))
-    return 0
+def synthetic_rows(tokens: int, steps: int) -> tuple[list[Row], dict[str, str]]:
+    """Every cache on drawn tensors."""
+    world = make_world()
+    found, missing = contenders(world.statistics(), world.rotation, RECENT)
+    tensors = world.sequence(tokens, steps)
+    return [attention_row("synthetic", contender, [tensors]) for contender in found], missing
 
 
-def table(rows: list[Row]) -> str:
-    lines = ["| scheme | tokens | bits | error | ms |", "|---|---|---|---|---|"]
-    lines += [f"| {row.scheme} | {row.tokens} | {row.bits:.3f} | {row.error:.3f} | {row.ms:.1f} |" for row in rows]
-    return "\n".join(lines) + "\n"
+@torch.no_grad()
+def captured_rows(
+    backbone: Backbone, processor: BackboneProcessor, name: str, tokens: int, options: argparse.Namespace
+) -> tuple[list[Row], dict[str, str]]:
+    """Every cache on a long video: errors on captured tensors, and logits of teacher-forced steps."""
+    read = kv_models.prompts_of(
+        backbone, processor, _long_videos(backbone, CALIBRATION_TOKENS, CALIBRATION_CLIPS, CALIBRATION_SEED)
+    )
+    statistics = kv_models.observe(backbone, read)
+    found, missing = contenders(statistics, rotation_of(backbone.model), RECENT)
+    prompt = kv_models.prompts_of(backbone, processor, _long_videos(backbone, tokens, 1, TEST_SEED))[0]
+    forced = kv_models.continuation(backbone, prompt, options.steps)
+    layers = [
+        LayerTensors(one.keys, one.values, one.queries[:, :, -options.error_steps :])
+        for one in kv_models.captured(backbone, prompt, forced)
+    ]
+    exact = kv_models.forced_logits(backbone, prompt, forced, found[0].build())
+    rows = []
+    for contender in found:
+        compared = kv_models.fidelity(backbone, prompt, forced, exact, contender)
+        row = attention_row(name, contender, layers)
+        measured = {
+            "tokens": tokens,
+            "bits": compared.weight.bits,
+            "bytes_a_token": compared.weight.total / layers[0].keys.shape[2],
+            "divergence": compared.divergence,
+            "agreement": compared.agreement,
+        }
+        rows.append(Row(**{**asdict(row), **measured}))
+    return rows, missing
 
 
-def main() -> None:
+@torch.no_grad()
+def needle_rows(
+    backbone: Backbone, processor: BackboneProcessor, name: str, clips: int
+) -> tuple[list[Row], dict[str, str]]:
+    """Every cache on short videos, which the model answers about."""
+    read, asked = (
+        kv_models.prompts_of(backbone, processor, Videos(clips, NEEDLE_FRAMES, NEEDLE_DURATION_S, seed))
+        for seed in (CALIBRATION_SEED, TEST_SEED)
+    )
+    found, missing = contenders(kv_models.observe(backbone, read), rotation_of(backbone.model), NEEDLE_RECENT)
+    tokens = asked[0].ids.shape[1]
+    rows = []
+    for contender in found:
+        cache = contender.build()
+        with contender.using(backbone.model):
+            kv_models.forced_logits(backbone, asked[0], asked[0].ids[:, :2], cache)
+        weight = weigh(cache)
+        rows.append(
+            Row(
+                part=f"{name}, {len(asked)} needles",
+                scheme=contender.name,
+                tokens=tokens,
+                bits=weight.bits,
+                bytes_a_token=weight.total / tokens,
+                needles=kv_models.needle_scores(backbone, processor, asked, contender),
+            )
+        )
+    return rows, missing
+
+
+def _long_videos(backbone: Backbone, tokens: int, clips: int, seed: int) -> Videos:
+    """Videos whose frames have about so many tokens."""
+    grid = backbone.facts.grid
+    frames = tokens // grid.frame_tokens(grid.stride) // grid.joint_frames * grid.joint_frames
+    return Videos(clips, frames, frames / FRAMES_A_SECOND, seed)
+
+
+def table(rows: Sequence[Row], missing: dict[str, str]) -> str:
+    """Markdown of one part, by bits."""
+    columns = ["error", "KL", "top-1", *kv_models.DEPTHS, "all", "ms", "x"]
+    lines = [[row.scheme, f"{row.bits:.2f}", f"{row.bytes_a_token:.0f}", *_cells(row)] for row in _by_bits(rows)]
+    kept = [place for place in range(3 + len(columns)) if place < 3 or any(line[place] for line in lines)]
+    head = ["cache", "bits", "B/token", *columns]
+    lines = [head, ["---"] * len(head), *lines]
+    told = ["| " + " | ".join(line[place] for place in kept) + " |" for line in lines]
+    told += [f"| {name} | does not run: {reason} |" for name, reason in missing.items()]
+    return "\n".join([f"{rows[0].part}, {rows[0].tokens:,} tokens", "", *told, ""])
+
+
+def _by_bits(rows: Sequence[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: -row.bits)
+
+
+def _cells(row: Row) -> list[str]:
+    needles = row.needles or {}
+    shares = [needles.get(place) for place in (*kv_models.DEPTHS, "all")]
+    return [
+        *("" if value is None else f"{value:.3f}" for value in (row.error, row.divergence)),
+        *("" if value is None else f"{value:.0%}" for value in (row.agreement, *shares)),
+        *("" if value is None else f"{value:.1f}" for value in (row.ms, row.ratio)),
+    ]
+
+
+def _with_ratio(row: Row, ratio: float) -> Row:
+    return Row(**{**asdict(row), "ratio": ratio})
+
+
+def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 8192])
-    parser.add_argument("--queries", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=7)
-    options = parser.parse_args()
+    parser.add_argument("--tokens", type=int, nargs="*", default=[2048, 8192])
+    parser.add_argument(
+        "--models", type=Path, nargs="*", default=[ASSETS / "nano_onevision", ASSETS / "nano_video_llava"]
+    )
+    parser.add_argument("--steps", type=int, default=64, help="teacher-forced steps")
+    parser.add_argument("--error-steps", type=int, default=16, help="last steps whose attention is compared")
+    parser.add_argument("--needle-clips", type=int, default=30, help="0 asks no needles")
+    parser.add_argument("--synthetic", action=argparse.BooleanOptionalAction, default=True)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run all parts, the short ones first."""
+    options = parse_options(arguments)
     torch.set_num_threads(1)
-    world = make_world()
-    statistics = calibrate(world)
-    rows = []
+    settings = {name: str(value) for name, value in vars(options).items()}
+    settings |= {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.processor()}
+    results = Results(options.out, settings)
+    loaded = []
+    for folder in options.models:
+        backbone = load_backbone(folder)
+        loaded.append((backbone, BackboneProcessor.load(folder, backbone.facts), folder.name))
+    if options.needle_clips:
+        for model in loaded:
+            results.add(*needle_rows(*model, options.needle_clips))
     for tokens in options.tokens:
-        rows.append(measure_sdpa(world, tokens, options))
-        rows += [measure(name, policy, world, statistics, tokens, options) for name, policy in PRESETS.items()]
-        rows += [measure_peer(name, build, world, tokens, options) for name, build in peer_layers().items()]
-    versions = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.processor()}
-    write_json(options.out / "kv_schemes.json", {"versions": versions, "rows": [asdict(row) for row in rows]})
-    write_text(options.out / "kv_schemes.md", table(rows))
-    print(table(rows))
+        if options.synthetic:
+            results.add(*synthetic_rows(tokens, options.error_steps))
+        for model in loaded:
+            results.add(*captured_rows(*model, tokens, options))
 
 
 if __name__ == "__main__":

@@ -71,13 +71,19 @@ CASES = {
     "chunked prefill of one token": (1, (), {"prefill_chunk_size": 1}),
     "chunked prefill, padded": (2, (0, 9), {"prefill_chunk_size": 6}),
     "sampling": (2, (0, 3), {"do_sample": True, "num_return_sequences": 2}),
+    "sampled beams": (1, (), {"do_sample": True, "num_beams": 2}),
+    "prompt lookup": (1, (), {"prompt_lookup_num_tokens": 3}),
 }
 
+GROUPED, EVERY_HEAD = 2, 4
+"""Key-value heads under 4 query heads."""
 
+
+@pytest.mark.parametrize("kv_heads", [GROUPED, EVERY_HEAD], ids=["GQA", "MHA"])
 @pytest.mark.parametrize(("family", "case"), [("llama", "left padding"), *(("qwen2", case) for case in CASES)])
-def test_generation_is_that_of_an_uncompressed_cache(kv, family, case):
+def test_generation_is_that_of_an_uncompressed_cache(kv, family, case, kv_heads):
     rows, padding, options = CASES[case]
-    model = kv.model(family)
+    model = kv.model(family, kv_heads=kv_heads)
     ids, mask = prompts(rows, padding=padding)
     cache = paged_cache(model)
     if options.get("do_sample"):
@@ -91,6 +97,21 @@ def test_generation_is_that_of_an_uncompressed_cache(kv, family, case):
         assert_same_generation(model, ids, mask, cache, **options)
     assert cache.get_seq_length() == 30 + NEW_TOKENS - 1
     assert sum(page.length for page in cache.layers[1].pages) >= cache.get_seq_length() - 3 - 3
+
+
+def test_an_assistant_s_wrong_guesses_are_taken_back_from_the_cache(kv):
+    """Assisted generation crops what it does not accept: the answer is that of the model alone."""
+    model, assistant = kv.model(), kv.model(layers=1)
+    ids, mask = prompts()
+    cache = paged_cache(model)
+    expected = generate(model, ids, mask, DynamicCache(config=model.config))
+    cropped = []
+    crop = cache.crop
+    cache.crop = lambda count: cropped.append(count) or crop(count)
+    with attending_on_codes(model):
+        ours = generate(model, ids, mask, cache, assistant_model=assistant)
+    assert torch.equal(ours.sequences, expected.sequences)
+    assert cropped
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 1), (6, 2)], ids=["MHA", "MQA", "GQA"])
@@ -123,10 +144,12 @@ def logits_of(model, ids, cache, **inputs):
         return model(ids, past_key_values=cache, **inputs).logits
 
 
-@pytest.mark.parametrize("removed", [1, 3, 4, 6, 17, 25])
-def test_crop_takes_back_the_newest_tokens_only(kv, removed):
+@pytest.mark.parametrize(
+    ("removed", "kv_heads"), [*((count, GROUPED) for count in (1, 3, 4, 6, 17, 25)), (6, EVERY_HEAD)]
+)
+def test_crop_takes_back_the_newest_tokens_only(kv, removed, kv_heads):
     """Recent tokens, whole blocks, parts of a block and most of the prompt; then the cache goes on."""
-    model = kv.model()
+    model = kv.model(kv_heads=kv_heads)
     ids, _ = prompts(2)
     reference, cache = DynamicCache(config=model.config), paged_cache(model)
     with attending_on_codes(model):
@@ -155,8 +178,9 @@ def test_crop_takes_back_the_newest_tokens_only(kv, removed):
     ],
     ids=["reorder", "select", "repeat"],
 )
-def test_rows_move_with_everything_that_belongs_to_them(kv, change):
-    model = kv.model()
+@pytest.mark.parametrize("kv_heads", [GROUPED, EVERY_HEAD], ids=["GQA", "MHA"])
+def test_rows_move_with_everything_that_belongs_to_them(kv, change, kv_heads):
+    model = kv.model(kv_heads=kv_heads)
     ids, mask = prompts(3, padding=(0, 7, 1))
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     reference, cache = DynamicCache(config=model.config), paged_cache(model)
@@ -186,6 +210,17 @@ def test_a_reset_cache_serves_another_batch(kv):
         again = generate(model, *prompts(2, length=17), cache)
         fresh = generate(model, *prompts(2, length=17), paged_cache(model, FOUR_BITS))
     assert torch.equal(torch.stack(again.logits), torch.stack(fresh.logits))
+
+
+@pytest.mark.parametrize("kv_heads", [GROUPED, EVERY_HEAD], ids=["GQA", "MHA"])
+def test_a_reset_and_an_offloaded_cache_are_uncompressed_ones_at_16_bits(kv, kv_heads):
+    model = kv.model(kv_heads=kv_heads)
+    used = paged_cache(model)
+    with attending_on_codes(model):
+        generate(model, *prompts(3, padding=(4, 0, 0)), used)
+    used.reset()
+    assert_same_generation(model, *prompts(2, length=17, padding=(0, 3)), used)
+    assert_same_generation(model, *prompts(2, padding=(0, 5)), paged_cache(model, offload=True), num_beams=2)
 
 
 def test_offloading_changes_no_number(kv):
@@ -271,6 +306,43 @@ def test_protected_layers_keep_numbers(kv):
         ["codes", "offset", "scale"],
         ["numbers"],
     ]
+
+
+def test_protected_layers_lose_nothing(kv):
+    """With one bit a number, a cache whose layers are all protected is an uncompressed one; with one less it is not."""
+    coarse = DynamicGroups(bits=1, along="channels", group=None)
+    policy = CachePolicy(keys=coarse, values=coarse, sink_tokens=0, recent_tokens=2, protected_layers=(0, -1))
+    model = kv.model()
+    ids, mask = prompts(2, padding=(0, 5))
+    assert_same_generation(model, ids, mask, paged_cache(model, policy))
+    expected = generate(model, ids, mask, DynamicCache(config=model.config))
+    with attending_on_codes(model):
+        ours = generate(model, ids, mask, paged_cache(model, replace(policy, protected_layers=(0,), flush_tokens=1)))
+    assert not torch.allclose(ours.logits[1], expected.logits[1], atol=1e-2)
+
+
+@pytest.mark.parametrize("chunk", [5, 16])
+def test_a_prompt_in_chunks_is_never_whole_in_any_layer(kv, chunk):
+    """When a layer takes a chunk, none has more than sinks, the recent window, a block and the chunk as they are."""
+    model = kv.model()
+    cache = paged_cache(model, FOUR_BITS)
+    token_bytes = 2 * 2 * 16 * 4
+    most = (2 + 3 + 4 + chunk) * token_bytes + 2 * 8
+    seen = []
+    for layer in cache.layers:
+        update = layer.update
+
+        def watched(*args, update=update, **kwargs):
+            result = update(*args, **kwargs)
+            seen.append(max(one.used_bytes().exact for one in cache.layers if one.is_initialized))
+            return result
+
+        layer.update = watched
+    ids, mask = prompts(length=64)
+    with attending_on_codes(model):
+        generate(model, ids, mask, cache, prefill_chunk_size=chunk)
+    assert len(seen) > 2 * 64 // chunk
+    assert max(seen) <= most < 64 * token_bytes
 
 
 def test_the_model_is_given_back_as_it_was(kv):

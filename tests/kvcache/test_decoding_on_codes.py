@@ -179,6 +179,29 @@ def test_a_layer_attends_to_what_its_codes_mean(model, statistics, name, separat
     assert torch.allclose(ours.double(), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_ten_flushes_code_no_token_twice(model, statistics, name):
+    """Token by token through ten flushes: what was coded first stays, and all is as if coded at once."""
+    policy = replace(PRESETS[name], recent_tokens=16, flush_tokens=8)
+    quantizer = fit_quantizer(policy, statistics, rotation_of(model))
+    block = policy.block_tokens
+    settings = LayerSettings(sink_tokens=4, recent_tokens=16, block_tokens=block, needs_kinds=False, page_tokens=block)
+    stepwise, at_once = (QuantizedLayer(*quantizer.codecs(0), settings) for _ in range(2))
+    keys, values = (torch.randn(1, 2, 16 + 11 * block, 32, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
+    stepwise.update(keys[:, :, : 16 + block], values[:, :, : 16 + block])
+    stepwise.settle()
+    first = [tensor.clone() for tensor in stepwise.pages[0].tensors()]
+    for start in range(16 + block, 16 + 11 * block, block):
+        stepwise.update(keys[:, :, start : start + block], values[:, :, start : start + block])
+        stepwise.settle()
+    at_once.update(keys, values)
+    at_once.settle()
+    assert len(stepwise.pages) == len(at_once.pages) == 11
+    assert all(map(torch.equal, first, stepwise.pages[0].tensors()))
+    for own, theirs in zip(stepwise.pages, at_once.pages, strict=True):
+        assert all(map(torch.equal, own.tensors(), theirs.tensors()))
+
+
 @pytest.mark.parametrize("name", ["bias2", "lloyd2", "transform2"])
 def test_positions_of_padded_rows_are_their_own(model, statistics, name):
     """Keys coded before rotation: a row padded on the left continues as the row alone does."""

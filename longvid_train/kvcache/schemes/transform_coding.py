@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 import torch
 
 from longvid_train.errors import UserError
-from longvid_train.kvcache.codec import TEXT, Codec, Coded, Places, choose_kind, split_kinds
+from longvid_train.kvcache.codec import TEXT, VISUAL, Codec, Coded, Places, choose_kind, split_kinds
 from longvid_train.kvcache.packing import pack, packed_bytes, unpack
 from longvid_train.kvcache.rotation import Rotation
 from longvid_train.kvcache.scheme import (
@@ -373,4 +373,5 @@ def _of_own_kind(candidates: list[torch.Tensor], places: Places) -> torch.Tensor
         return candidates[0]
     assert places.kinds is not None, "separate parameters need the kind of every token"
     text = (places.kinds == TEXT)[:, None, :]
-    return torch.where(text if candidates[0].dim() == text.dim() else text[..., None], *candidates)
+    own = text if candidates[TEXT].dim() == text.dim() else text[..., None]
+    return torch.where(own, candidates[TEXT], candidates[VISUAL])
