@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache
 
 from longvid_train.errors import UserError
 from longvid_train.kvcache.codec import TEXT, VISUAL
+from longvid_train.kvcache.kernels.choice import Decoding, check_decoding
 from longvid_train.kvcache.layer import LayerSettings, QuantizedLayer
 from longvid_train.kvcache.pages import PAGE_TOKENS
 from longvid_train.kvcache.quantizer import Quantizer
@@ -57,9 +58,18 @@ class QuantizedKVCache(Cache):
         quantizer: policy and parameters.
         offload: keep a layer on the CPU except while it is attended to.
         page_tokens: tokens that are decoded at a time at most.
+        decoding: ``"auto"``: the kernels on CUDA where they read this cache (`kernels.choice`), else torch, page by
+            page; ``"torch"``; or ``"triton"``, which refuses what the kernels cannot read.
     """
 
-    def __init__(self, quantizer: Quantizer, *, offload: bool = False, page_tokens: int = PAGE_TOKENS) -> None:
+    def __init__(
+        self,
+        quantizer: Quantizer,
+        *,
+        offload: bool = False,
+        page_tokens: int = PAGE_TOKENS,
+        decoding: Decoding = "auto",
+    ) -> None:
         policy = quantizer.policy
         settings = LayerSettings(
             sink_tokens=policy.sink_tokens,
@@ -68,6 +78,7 @@ class QuantizedKVCache(Cache):
             needs_kinds=policy.separate_visual,
             offload=offload,
             page_tokens=page_tokens,
+            decoding=check_decoding(decoding),
         )
         self.quantizer = quantizer
         self._visual: torch.Tensor | None = None

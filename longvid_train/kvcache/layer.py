@@ -8,7 +8,7 @@ the pending tokens recent and codes what leaves the recent window. So a prompt i
 ``B`` rows, ``Hq`` query heads, ``H`` key-value heads, ``Q`` queries, ``T`` tokens, ``D`` head dim.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from longvid_train.errors import UserError
 from longvid_train.kvcache.codec import TEXT, Codec, Places
+from longvid_train.kvcache.kernels.choice import MOST_ROWS, Decoding, page_decoder
 from longvid_train.kvcache.online_softmax import Partial, partial_attention
 from longvid_train.kvcache.pages import PAGE_TOKENS, Page, PageStore
 from longvid_train.kvcache.sinks import SinkTokens
@@ -42,6 +43,7 @@ class LayerSettings:
     needs_kinds: bool
     offload: bool = False
     page_tokens: int = PAGE_TOKENS
+    decoding: Decoding = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,15 @@ class QuantizedLayer(CacheLayerMixin):
         self._key_codec, self._value_codec = self._key_codec.to(self.device), self._value_codec.to(self.device)
         self._store = self._new_store()
         rows = len(key_states)
+        self._decoder = page_decoder(
+            self._key_codec,
+            self._value_codec,
+            heads=key_states.shape[1],
+            head_dim=key_states.shape[3],
+            dtype=self.dtype,
+            device=self.device,
+            decoding=self._settings.decoding,
+        )
         self._padding = _rows_of(self._padding, rows, self.device)
         self._first_position = _rows_of(self._first_position, rows, self.device)
         self._recent = key_states[:, :, :0].clone(), value_states[:, :, :0].clone()
@@ -338,12 +349,11 @@ class QuantizedLayer(CacheLayerMixin):
         group, queries = query.shape[2:4]
         rows = query.flatten(2, 3)
         total = self._attend_exact(rows, mask)
-        start = 0
-        for page in self._store.pages:
-            total = total.joined(self._attend_page(rows, mask, page, start))
-            start += page.length
-        if start and self._settings.sink_tokens:
-            total = total.joined(self._attend_sinks(rows, mask, start))
+        for part in self._attend_pages(rows, mask, queries):
+            total = total.joined(part)
+        coded = self._store.length
+        if coded and self._settings.sink_tokens:
+            total = total.joined(self._attend_sinks(rows, mask, coded))
         return torch.unflatten(total.result(), 2, (group, queries))
 
     def _attend_exact(self, rows: torch.Tensor, mask: torch.Tensor | None) -> Partial:
@@ -353,6 +363,25 @@ class QuantizedLayer(CacheLayerMixin):
         start = self._store.length
         scores = _masked(scores, None if mask is None else mask[..., start : start + keys.shape[2]])
         return partial_attention(scores, lambda weights: weights @ values)
+
+    def _attend_pages(self, rows: torch.Tensor, mask: torch.Tensor | None, queries: int) -> Iterator[Partial]:
+        """All pages at once where the kernels take them, else one after the other."""
+        if self._decoder is not None and self.pages and rows.shape[2] <= MOST_ROWS:
+            assert self._first_position is not None and self._padding is not None
+            yield self._decoder.attend(
+                rows,
+                self.pages,
+                queries=queries,
+                mask=mask,
+                first_position=self._first_position,
+                padding=self._padding,
+                sink_tokens=self._settings.sink_tokens,
+            )
+            return
+        start = 0
+        for page in self.pages:
+            yield self._attend_page(rows, mask, page, start)
+            start += page.length
 
     def _attend_page(self, rows: torch.Tensor, mask: torch.Tensor | None, page: Page, start: int) -> Partial:
         stop = start + page.length
