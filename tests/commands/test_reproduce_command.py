@@ -50,6 +50,11 @@ def test_a_claim_leaves_a_table_a_plot_json_and_every_answer(models: Path, tmp_p
         (["--episodes", "1"], "--episodes is 1; an interval needs at least 2"),
         (["--seeds", "0"], "--seeds is 0; it must be at least 1"),
         (["--models", "/nowhere"], "holds no model; name the folder of nano_onevision"),
+        (["intp-kv-bits-llama-vid"], "is about a LLaMA-VID, and none ships; name a folder with --llama-vid"),
+        (
+            ["intp-kv-bits-llama-vid", "--llama-vid", "/nowhere"],
+            "/nowhere holds no model; name the folder of a LLaMA-V",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_line(words: list[str], said: str, tmp_path: Path, capsys) -> None:

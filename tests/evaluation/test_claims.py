@@ -14,7 +14,7 @@ from longvid_train.adaptation.settings import Adaptation
 from longvid_train.errors import UserError
 from longvid_train.evaluation.claims.answering import Answered, answer_clips, encode_clips
 from longvid_train.evaluation.claims.catalogue import CLAIMS, choose_claims
-from longvid_train.evaluation.claims.cells import CellStore, Grid, Scores, run_grid
+from longvid_train.evaluation.claims.cells import BackboneAnswers, CellStore, Grid, Scores, run_grid
 from longvid_train.evaluation.claims.held_out import KINDS, held_out_clips
 from longvid_train.evaluation.claims.methods import INTP_METHODS, TUNED, VISUAL_WINDOW_METHODS, tuned_method
 from longvid_train.evaluation.claims.pages import checks_table, claim_png, claim_values, scores_table
@@ -104,9 +104,8 @@ def test_a_run_goes_on_where_it_stopped_and_answers_as_one_run(onevision, tmp_pa
 
     def run(folder: Path) -> Scores:
         store = CellStore(folder, {"model": "a"})
-        return run_grid(
-            grid, (0, 1), lambda _: backbone, processor, store, held_out=held_out, on_progress=progress.append_pair
-        )
+        answers = BackboneAnswers(lambda _: backbone, processor, held_out)
+        return run_grid(grid, (0, 1), answers, store, on_progress=progress.append_pair)
 
     class Progress(list[tuple[int, int]]):
         def append_pair(self, done: int, cells: int) -> None:
@@ -186,10 +185,14 @@ def test_pages_hold_every_number(tmp_path: Path) -> None:
 
 
 def test_claims_are_chosen_by_name() -> None:
-    assert [claim.name for claim in choose_claims([])] == list(CLAIMS)
-    assert [claim.name for claim in choose_claims(["intp-frames"])] == ["intp-frames"]
+    assert [claim.name for claim in choose_claims([], llama_vid=True)] == list(CLAIMS)
+    shipped = [claim.name for claim in choose_claims([], llama_vid=False)]
+    assert shipped == [name for name in CLAIMS if name != "intp-kv-bits-llama-vid"]
+    assert [claim.name for claim in choose_claims(["intp-frames"], llama_vid=False)] == ["intp-frames"]
     with pytest.raises(UserError, match="did you mean 'visual-window'"):
-        choose_claims(["visual-windw"])
+        choose_claims(["visual-windw"], llama_vid=False)
+    with pytest.raises(UserError, match="about a LLaMA-VID, and none ships; name a folder with --llama-vid"):
+        choose_claims(["intp-kv-bits-llama-vid"], llama_vid=False)
 
 
 def test_without_an_extension_the_model_is_as_it_is() -> None:
