@@ -127,6 +127,11 @@ class ManifestDataModule(pl.LightningDataModule):
         return self._processor
 
     @property
+    def loading(self) -> LoadingOptions:
+        """How batches are made."""
+        return self._loading
+
+    @property
     def uses_features(self) -> bool:
         """Whether batches hold tower features instead of pixels."""
         return self._media.features is not None

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.strategies import Strategy
 from torch import nn
 
+from longvid_train.adaptation.settings import Adaptation
 from longvid_train.data.backbone_datamodule import BackboneDataModule
+from longvid_train.data.loading import LoadingOptions
 from longvid_train.errors import UserError
 from longvid_train.generate.decoding import AnswerDecoder, Generated
 from longvid_train.generate.generation import generate_prompts
@@ -32,6 +35,7 @@ from longvid_train.models.prefill import PREFILL_CHUNK
 from longvid_train.models.supervised_loss import supervised_loss_sum
 from longvid_train.rope.extension import Extension, installed, prepare
 from longvid_train.rope.scale import TokenCounts
+from longvid_train.rope.unextended import NoWindow
 from longvid_train.tokens.plan import make_plan
 from longvid_train.tokens.uniform import UniformPlan
 from longvid_train.training.base import SupervisedTraining
@@ -39,6 +43,7 @@ from longvid_train.training.checkpoint_files import CheckpointFiles
 from longvid_train.training.lora import LoraSettings
 from longvid_train.training.optimizer import OptimizerConfig
 from longvid_train.training.stages import Stage
+from longvid_train.training.strategies.zero import ZeroStrategy
 from longvid_train.training.work import sequence_lengths
 from longvid_train.types import Batch, VisualInputs
 
@@ -93,6 +98,10 @@ class BackboneTraining(SupervisedTraining):
                 "longvid_train.data.backbone_datamodule.BackboneDataModule"
             )
 
+    def check_data(self, skeleton: nn.Module) -> None:
+        """See `check_equal_passes`."""
+        check_equal_passes(self.trainer.strategy, self._data.adaptation, self._data.loading)
+
     def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss over the supervised tokens of a batch, each row under the window it needs."""
         text = batch["text"]
@@ -105,6 +114,7 @@ class BackboneTraining(SupervisedTraining):
                 embeds = multimodal_embeddings(
                     self._backbone, text["input_ids"][rows, :length], torch.cat([tokens[row] for row in rows])
                 )
+                embeds = embeds + self._zero_of_unused_parts(batch)
                 states = self.model.get_decoder()(
                     inputs_embeds=embeds, attention_mask=text["attention_mask"][rows, :length], use_cache=False
                 ).last_hidden_state
@@ -112,7 +122,7 @@ class BackboneTraining(SupervisedTraining):
                 states, text["labels"][rows, :length], self.model.get_output_embeddings()
             )
             total, count = total + loss, count + supervised
-        return total + self._zero_of_unused_parts(batch), count
+        return total, count
 
     def answers(self, batch: Batch, decoder: AnswerDecoder, options: GenerationOptions) -> list[Generated]:
         """Answer every row under the window that it and the longest answer need."""
@@ -206,7 +216,11 @@ class BackboneTraining(SupervisedTraining):
             yield WindowGroup(rows, max(lengths[row] for row in rows), widest[scale])
 
     def _zero_of_unused_parts(self, batch: Batch) -> torch.Tensor:
-        """0, attached to what trains and this batch does not pass: DDP waits for the gradient of every parameter."""
+        """0, attached to what trains and this batch does not pass: DDP waits for the gradient of every parameter.
+
+        It is added to the embeddings: the language model's first layer then has a gradient to pass on, as with frames.
+        ZeRO-3 gathers a layer's weights for that, on all ranks or on none.
+        """
         zero = torch.zeros((), device=self.device)
         if batch["visual"] is not None or not torch.is_grad_enabled():
             return zero
@@ -249,6 +263,25 @@ def row_showings(batch: Batch, processor: PlannedProcessor) -> list[list[tuple[i
         assert tokens == 0, "placeholders of a row are those of whole showings"
         rows.append(shown)
     return rows
+
+
+def check_equal_passes(strategy: Strategy, adaptation: Adaptation, loading: LoadingOptions) -> None:
+    """Refuse micro-batches that could pass the layers more often on one rank than on another, where that matters.
+
+    Rows of one micro-batch that need windows of different scales pass the language model one group after the other;
+    ZeRO-3 gathers the layers' weights in every pass, on all ranks together.
+
+    Raises:
+        UserError: stage 3, an extended window and micro-batches of several rows.
+    """
+    sharded = isinstance(strategy, ZeroStrategy) and not strategy.whole_model_on_each_rank
+    several = loading.batch_size > 1 or loading.max_tokens_per_batch is not None
+    if sharded and several and adaptation.window.kind != NoWindow.kind:
+        raise UserError(
+            f"ZeRO stage 3 under window '{adaptation.window.kind}': rows of one micro-batch may need windows of "
+            "different scales, and ranks would pass the layers a different number of times; set "
+            "data.loading.batch_size to 1 (with data.loading.global_batch_size), or use stage 2"
+        )
 
 
 def check_backbone_folder(folder: Path) -> None:

@@ -6,9 +6,14 @@ from typing import Any
 
 import pytest
 import yaml
+from pytorch_lightning.strategies import DDPStrategy
 
 from longvid_train import cli
+from longvid_train.adaptation.settings import Adaptation
+from longvid_train.data.loading import LoadingOptions
 from longvid_train.errors import UserError
+from longvid_train.rope.yarn import YarnWindow
+from longvid_train.training.backbones import check_equal_passes
 from longvid_train.training.strategies.zero import ZeroStrategy
 from longvid_train.training.strategies.zero_config import zero_config
 
@@ -91,3 +96,16 @@ def test_a_run_that_zero_cannot_keep_its_promises_for_ends_before_weights_load(
     assert cli.main([command, *given]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("longvid: ")]
     assert message in line
+
+
+def test_a_backbone_at_stage_3_takes_one_row_at_a_time_under_an_extended_window() -> None:
+    extended, plain = Adaptation(window=YarnWindow()), Adaptation()
+    one, several = LoadingOptions(), LoadingOptions(batch_size=2)
+    with pytest.raises(UserError, match=r"stage 3 under window 'yarn'.*batch_size to 1.*or use stage 2"):
+        check_equal_passes(ZeroStrategy(stage=3), extended, several)
+    with pytest.raises(UserError, match="batch_size to 1"):
+        check_equal_passes(ZeroStrategy(stage=3), extended, LoadingOptions(max_tokens_per_batch=4096))
+    check_equal_passes(ZeroStrategy(stage=3), extended, one)
+    check_equal_passes(ZeroStrategy(stage=3), plain, several)
+    check_equal_passes(ZeroStrategy(stage=2), extended, several)
+    check_equal_passes(DDPStrategy(), extended, several)
