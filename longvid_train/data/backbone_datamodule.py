@@ -73,6 +73,11 @@ class BackboneDataModule(ManifestDataModule):
                 f"{adaptation}: training keeps no KV cache, so cache has no effect; leave it out, and ask with an "
                 "adaptation that adds it"
             )
+        if self.adaptation.zoom is not None:
+            raise UserError(
+                f"{adaptation}: training generates no answers to choose frames by; leave zoom out, and ask with an "
+                "adaptation that adds it"
+            )
         facts = read_facts(processor)
         self.adaptation.check_backbone(facts.model_type)
         _check_options(conversation, media, budget, loading, joint_frames=facts.grid.joint_frames)

@@ -9,8 +9,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+import longvid_train
 from longvid_train.adaptation.reading import parse_adaptation
 from longvid_train.adaptation.settings import Adaptation
+from longvid_train.adaptation.zoom import ZoomChoice
+from longvid_train.data.backbone_datamodule import BackboneDataModule
 from longvid_train.errors import UserError
 from longvid_train.generate.chat import Conversation, FramesRequest, ImageRequest, VideoChat
 from longvid_train.generate.generation import generate_prompts
@@ -18,6 +21,7 @@ from longvid_train.generate.loading import read_prompting
 from longvid_train.generate.options import GenerationOptions
 from longvid_train.generate.zoom.prompting import ZoomPrompting
 from longvid_train.models.backbones import video_tokens
+from longvid_train.models.backbones.adapted import BackboneAdapter, read_any_adapter
 from longvid_train.models.backbones.resized import resized
 from tests.generate.tiny_backbone_folder import JOINT_FRAMES, save_tiny_backbone
 
@@ -91,27 +95,28 @@ def test_every_backbone_answers_as_from_the_whole_prompt(folders: dict[str, Path
     assert answer.visual_tokens == plan.visual_tokens
 
 
-@pytest.mark.parametrize("name", ["onevision", "next_video"])
-@pytest.mark.parametrize("window", sorted(WINDOWS))
-@pytest.mark.parametrize("cache", ["", "cache: {preset: full, recent_tokens: 8}"])
-def test_windows_and_caches_compose(folders: dict[str, Path], name: str, window: str, cache: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "window"), [*(("onevision", window) for window in sorted(WINDOWS)), ("next_video", "visual_yarn")]
+)
+def test_windows_and_caches_compose(folders: dict[str, Path], name: str, window: str) -> None:
     """A cache that codes without error changes nothing, and the rotary frequencies are those of before."""
-    chat = chat_of(folders[name], WINDOWS[window], ZOOM, cache)
+    chat = chat_of(folders[name], WINDOWS[window], ZOOM)
     rotary = chat.model.get_decoder().rotary_emb
     before = rotary.inv_freq.clone()
-    answer = talk_of(chat).ask("What?", OPTIONS)
-    assert answer.trace is not None and answer.trace.zoom_tokens > 0
+    plain = talk_of(chat).ask("What?", OPTIONS)
+    assert plain.trace is not None and plain.trace.zoom_tokens > 0
     assert torch.equal(rotary.inv_freq, before)
     assert chat.model.get_decoder().config._attn_implementation == "sdpa"
-    assert (answer.cache is not None) == bool(cache)
-    if cache:
-        assert answer.cache is not None and answer.cache.coded_bytes > 0
-        plain = talk_of(chat_of(folders[name], WINDOWS[window], ZOOM)).ask("What?", OPTIONS)
-        assert answer.answer == plain.answer
-        assert answer.trace.sentences == tuple(
-            replace(one, frame_mass=pytest.approx(one.frame_mass, abs=1e-4), cell_mass=two.cell_mass)
-            for one, two in zip(plain.trace.sentences, answer.trace.sentences, strict=True)  # type: ignore[union-attr]
-        )
+    coded = talk_of(chat_of(folders[name], WINDOWS[window], ZOOM, "cache: {preset: full, recent_tokens: 8}")).ask(
+        "What?", OPTIONS
+    )
+    assert plain.cache is None
+    assert coded.cache is not None and coded.cache.coded_bytes > 0
+    assert coded.answer == plain.answer
+    assert coded.trace is not None
+    assert [frame.chosen for frame in coded.trace.overview] == [frame.chosen for frame in plain.trace.overview]
+    for own, other in zip(coded.trace.sentences, plain.trace.sentences, strict=True):
+        assert own.frame_mass == pytest.approx(other.frame_mass, abs=1e-4)
 
 
 def test_two_bits_and_a_window_and_adjustment(tmp_path: Path) -> None:
@@ -225,6 +230,27 @@ def test_what_is_refused_before_weights_load(folders: dict[str, Path], checkpoin
     assert "overview_side is 28" in reading(folders["onevision"], "zoom: {overview_side: 28}")
     assert "5 x 5 patches" in reading(folders["next_video"], "zoom: {overview_side: 20}")
     assert "is a LLaMA-VID" in reading(checkpoint, "zoom: {}")
+
+
+def test_training_and_planning_refuse_a_zoom(folders: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(ZOOM)
+    with pytest.raises(UserError, match=r"a.yaml: training generates no answers to choose frames by; leave zoom out"):
+        BackboneDataModule(str(folders["onevision"]), adaptation=str(tmp_path / "a.yaml"))
+
+
+def test_an_adapter_may_be_asked_with_a_zoom() -> None:
+    """The shipped one: its window and plan stay, the zoom is added."""
+    assets = Path(longvid_train.__file__).parent / "assets"
+    adapter = read_any_adapter(assets / "nano_onevision_lora")
+    assert isinstance(adapter, BackboneAdapter)
+    zoom = ZoomChoice(draft_tokens=1, zoomed_frames=2, overview_side=28)
+    adaptation = replace(adapter.adaptation, zoom=zoom)
+    chat = VideoChat.load(assets / "nano_onevision", adapter=adapter, adaptation=adaptation, device="cpu")
+    answer = talk_of(chat).ask("What comes first?", OPTIONS)
+    assert answer.trace is not None
+    assert answer.window.kind == adapter.adaptation.window.kind
+    with pytest.raises(UserError, match="is not the adaptation that"):
+        read_prompting(assets / "nano_onevision", adapter=adapter, adaptation=Adaptation(zoom=zoom))
 
 
 def test_a_window_too_small_names_frames_that_fit(folders: dict[str, Path]) -> None:
