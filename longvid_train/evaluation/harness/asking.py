@@ -8,22 +8,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from longvid_train.adaptation.reading import load_adaptation
 from longvid_train.data.conversation import MediumLayout
 from longvid_train.data.manifest import Media
-from longvid_train.errors import UserError
 from longvid_train.evaluation.harness.requests import HarnessRequest, VideoPart
 from longvid_train.evaluation.local.answering import generation_options
 from longvid_train.evaluation.local.batches import alike
+from longvid_train.evaluation.local.loading import read_model
 from longvid_train.evaluation.local.questions import Question
 from longvid_train.evaluation.local.settings import EvaluationSettings
 from longvid_train.evaluation.local.showing import Showing, turns_of
 from longvid_train.generate.answer import Answer
-from longvid_train.generate.chat import VideoChat
-from longvid_train.generate.loading import read_prompting
 from longvid_train.generate.media import MEMORY_READER, Medium, ReadOptions
 from longvid_train.generate.options import GenerationOptions
-from longvid_train.models.backbones.adapted import read_any_adapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,21 +40,8 @@ class HarnessAsker:
     """
 
     def __init__(self, settings: EvaluationSettings) -> None:
-        if settings.model is None and settings.adapter is None:
-            raise UserError("no model is named; give --model_args model=FOLDER")
-        adaptation = None if settings.adaptation is None else load_adaptation(settings.adaptation)
-        adapter = None if settings.adapter is None else read_any_adapter(settings.adapter)
-        source: str | Path | None = settings.model
-        if adapter is not None:
-            source = adapter.base_folder(None if settings.model is None else Path(settings.model))
-        assert source is not None
-        prompting = read_prompting(
-            source, adaptation=adaptation, adapter=adapter, template=settings.template, prompt=settings.prompt
-        )
         self.settings = settings
-        self.chat = VideoChat.load(
-            source, adapter=adapter, prompting=prompting, device=settings.device, dtype=settings.dtype
-        )
+        self.chat = read_model(settings).load(settings, device=settings.device)
         self._read = ReadOptions(reader=settings.reader, isolated=settings.isolated)
 
     def answer(self, requests: Sequence[HarnessRequest], generation: Mapping[str, Any]) -> list[Answer]:

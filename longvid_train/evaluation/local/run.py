@@ -13,23 +13,17 @@ import torch.distributed as dist
 from torch import multiprocessing as mp
 from torch.multiprocessing.spawn import ProcessException, spawn
 
-from longvid_train.adaptation.reading import load_adaptation
 from longvid_train.errors import UserError
 from longvid_train.evaluation.local.answering import Answering, generation_options, leave_out
 from longvid_train.evaluation.local.batches import share
 from longvid_train.evaluation.local.identity import identity_of, open_record
+from longvid_train.evaluation.local.loading import engine_options, read_model
 from longvid_train.evaluation.local.predictions import LineLog, read_predictions
 from longvid_train.evaluation.local.questions import Question, read_questions
 from longvid_train.evaluation.local.settings import EvaluationSettings
 from longvid_train.evaluation.local.showing import Showing
-from longvid_train.generate.chat import VideoChat, resolve_device, resolve_dtype
-from longvid_train.generate.engine import EngineOptions
-from longvid_train.generate.loading import read_prompting
+from longvid_train.generate.chat import resolve_device, resolve_dtype
 from longvid_train.generate.media import ReadOptions
-from longvid_train.generate.prompting import Prompting
-from longvid_train.models.adapter import Adapter
-from longvid_train.models.backbones.adapted import BackboneAdapter, read_any_adapter
-from longvid_train.models.prefill import PREFILL_CHUNK
 
 PREDICTIONS_FILE = "predictions.jsonl"
 LEFT_OUT_FILE = "left_out.jsonl"
@@ -43,15 +37,6 @@ class Rank:
 
     number: int = 0
     of: int = 1
-
-
-@dataclass(frozen=True)
-class _Model:
-    """What is asked, before its weights."""
-
-    source: str | Path
-    adapter: Adapter | BackboneAdapter | None
-    prompting: Prompting
 
 
 def torchrun_rank() -> Rank | None:
@@ -119,11 +104,11 @@ def prepare(settings: EvaluationSettings, out: Path, command: str) -> tuple[int,
     """Check everything that can be checked without weights, and make the folder ready; questions, and those left."""
     settings.check_runnable()
     generation_options(settings)
-    _engine_options(settings)
+    engine_options(settings)
     resolve_device(settings.device)
     resolve_dtype(settings.dtype)
     manifests, questions = read_questions(settings.manifests, settings.limit)
-    model = _read_model(settings)
+    model = read_model(settings)
     identity = identity_of(settings, model.source, model.prompting.adaptation, manifests)
     out.mkdir(parents=True, exist_ok=True)
     open_record(out, identity, {"command": command, "model": str(model.source), "adapter": settings.adapter})
@@ -160,19 +145,6 @@ def _remaining(questions: Sequence[Question], out: Path) -> list[Question]:
     return [question for question in questions if question.id not in answered]
 
 
-def _read_model(settings: EvaluationSettings) -> _Model:
-    adaptation = None if settings.adaptation is None else load_adaptation(settings.adaptation)
-    adapter = None if settings.adapter is None else read_any_adapter(settings.adapter)
-    source: str | Path | None = settings.model
-    if adapter is not None:
-        source = adapter.base_folder(None if settings.model is None else Path(settings.model))
-    assert source is not None
-    prompting = read_prompting(
-        source, adaptation=adaptation, adapter=adapter, template=settings.template, prompt=settings.prompt
-    )
-    return _Model(source, adapter, prompting)
-
-
 def answer_share(settings: EvaluationSettings, out: Path, rank: Rank) -> None:
     """Load the model and answer what is left of this process's share.
 
@@ -183,27 +155,11 @@ def answer_share(settings: EvaluationSettings, out: Path, rank: Rank) -> None:
     mine = [one for one in _remaining(shared, out) if one.missing_file() is None]
     if not mine:
         return
-    model = _read_model(settings)
-    chat = VideoChat.load(
-        model.source,
-        adapter=model.adapter,
-        prompting=model.prompting,
-        device=_device(settings.device, rank),
-        dtype=settings.dtype,
-        engine=_engine_options(settings),
-    )
+    chat = read_model(settings).load(settings, device=_device(settings.device, rank))
     read = ReadOptions(reader=settings.reader, isolated=settings.isolated)
     showing = Showing(prompting=chat.prompting, settings=settings, read=read)
     logs = LineLog(out / PREDICTIONS_FILE), LineLog(out / LEFT_OUT_FILE)
     Answering(chat, showing, settings, *logs).run(mine, _Progress(rank))
-
-
-def _engine_options(settings: EvaluationSettings) -> EngineOptions:
-    return EngineOptions(
-        features_on=settings.features_on,
-        prefill_chunk=PREFILL_CHUNK if settings.prefill_chunk is None else settings.prefill_chunk,
-        frame_chunk=settings.frame_chunk,
-    )
 
 
 def _device(name: str, rank: Rank) -> str:
