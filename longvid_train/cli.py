@@ -36,6 +36,7 @@ COMMANDS = {
     "ask": Command("ask", "ask a question about a video or an image"),
     "cost": Command("cost", "plan memory, operations and time of a job before it runs"),
     "calibrate": Command("calibrate", "fit a KV-cache quantizer to a calibration set and judge it", parses_itself=True),
+    "export-kv-scales": Command("export_kv_scales", "write a model folder for vLLM with a calibrated fp8 KV cache"),
     "world": Command("world", "render synthetic episodes with known answers"),
     "evaluate": Command("evaluate", "answer and score evaluation manifests with any model"),
     "reproduce": Command("reproduce", "check the papers' claims on nano models and held-out episodes"),

@@ -21,7 +21,7 @@ from longvid_train import __version__
 from longvid_train.errors import UserError
 from longvid_train.files import atomic_folder, sha256_file, write_json
 from longvid_train.kvcache.policy import SCHEMES, AnyScheme, CachePolicy
-from longvid_train.kvcache.quantizer import CacheShape, LayerError, LayerParameters, Quantizer
+from longvid_train.kvcache.quantizer import CacheShape, LayerError, LayerLargest, LayerParameters, Quantizer
 from longvid_train.kvcache.rotation import Rotation
 from longvid_train.kvcache.scheme import Scheme
 
@@ -129,6 +129,7 @@ def load_quantizer(
     try:
         record, policy, stored_shape = _record(config), _policy(config["policy"]), CacheShape(**config["shape"])
         errors = tuple(LayerError(**entry["error"]) for entry in config["layers"] if entry["error"] is not None)
+        largest = _largest(config)
         scaling = None if config["rope"] is None else float(config["rope"]["attention_scaling"])
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(
@@ -149,9 +150,12 @@ def load_quantizer(
     layers = tuple(_layer_parameters(folder, tensors, layer, policy, stored_shape) for layer in range(shape.layers))
     if tensors:
         raise UserError(f"{folder / TENSORS_NAME}: unknown tensor {sorted(tensors)[0]}; save it again")
-    if errors and len(errors) != shape.layers:
-        raise UserError(f"{folder / CONFIG_NAME}: errors of {len(errors)} of {shape.layers} layers; save it again")
-    quantizer = Quantizer(policy=policy, shape=shape, rotation=stored_rotation, layers=layers, errors=errors)
+    for what, known in (("errors", errors), ("largest numbers", largest)):
+        if known and len(known) != shape.layers:
+            raise UserError(f"{folder / CONFIG_NAME}: {what} of {len(known)} of {shape.layers} layers; save it again")
+    quantizer = Quantizer(
+        policy=policy, shape=shape, rotation=stored_rotation, layers=layers, errors=errors, largest=largest
+    )
     return quantizer, record
 
 
@@ -221,7 +225,13 @@ def _config(quantizer: Quantizer, record: QuantizerRecord, tensors_sha256: str) 
 def _layer_config(quantizer: Quantizer, layer: int) -> dict[str, Any]:
     keys, values = quantizer.schemes(layer)
     error = dataclasses.asdict(quantizer.errors[layer]) if quantizer.errors else None
-    return {"layer": layer, "keys": _scheme_words(keys), "values": _scheme_words(values), "error": error}
+    return {
+        "layer": layer,
+        "keys": _scheme_words(keys),
+        "values": _scheme_words(values),
+        "error": error,
+        "largest": dataclasses.asdict(quantizer.largest[layer]) if quantizer.largest else None,
+    }
 
 
 def _scheme_words(scheme: Scheme) -> dict[str, Any]:
@@ -257,6 +267,10 @@ def _record(config: dict[str, Any]) -> QuantizerRecord:
         calibration=None if calibration is None else CalibrationRecord(**calibration),
         verdict=dict(config["verdict"]),
     )
+
+
+def _largest(config: dict[str, Any]) -> tuple[LayerLargest, ...]:
+    return tuple(LayerLargest(**entry["largest"]) for entry in config["layers"] if entry["largest"] is not None)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

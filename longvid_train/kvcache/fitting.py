@@ -5,7 +5,7 @@ import torch
 from longvid_train.errors import UserError
 from longvid_train.kvcache.codec import Places
 from longvid_train.kvcache.policy import CachePolicy
-from longvid_train.kvcache.quantizer import LayerError, LayerParameters, Quantizer
+from longvid_train.kvcache.quantizer import LayerError, LayerLargest, LayerParameters, Quantizer
 from longvid_train.kvcache.rotation import Rotation
 from longvid_train.kvcache.scheme import Parameters, Sample, Scheme, in_one_row
 from longvid_train.kvcache.statistics import Statistics
@@ -42,7 +42,14 @@ def fit_quantizer(policy: CachePolicy, statistics: Statistics, rotation: Rotatio
         ]
         layers.append(LayerParameters(*fitted))
         errors.append(LayerError(*map(_relative_error, schemes, fitted, samples, (rotation, rotation))))
-    return Quantizer(policy=policy, shape=shape, rotation=rotation, layers=tuple(layers), errors=tuple(errors))
+    return Quantizer(
+        policy=policy,
+        shape=shape,
+        rotation=rotation,
+        layers=tuple(layers),
+        errors=tuple(errors),
+        largest=tuple(LayerLargest(*statistics.largest(layer)) for layer in range(shape.layers)),
+    )
 
 
 def _relative_error(scheme: Scheme, parameters: Parameters, sample: Sample, rotation: Rotation) -> float:

@@ -63,6 +63,14 @@ class LayerError:
     values: float
 
 
+@dataclass(frozen=True)
+class LayerLargest:
+    """The largest numbers of a layer by size, over all calibration tokens; what another engine's scales need."""
+
+    keys: float
+    values: float
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Quantizer:
     """See the module.
@@ -73,6 +81,7 @@ class Quantizer:
         rotation: of the model, as it was calibrated; ``None`` where nothing depends on it.
         layers: parameters, one entry a layer.
         errors: of the calibration sample, one entry a layer; empty for a policy without calibration.
+        largest: of the calibration set, one entry a layer; empty without calibration.
     """
 
     policy: CachePolicy
@@ -80,12 +89,14 @@ class Quantizer:
     rotation: Rotation | None
     layers: tuple[LayerParameters, ...]
     errors: tuple[LayerError, ...] = ()
+    largest: tuple[LayerLargest, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a policy the model does not allow."""
         self.policy.check_shape(self.shape.layers, self.shape.head_dim)
         assert len(self.layers) == self.shape.layers
         assert not self.errors or len(self.errors) == self.shape.layers
+        assert not self.largest or len(self.largest) == self.shape.layers
 
     def schemes(self, layer: int) -> tuple[Scheme, Scheme]:
         """Schemes of keys and values of a layer."""

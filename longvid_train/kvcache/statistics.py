@@ -68,6 +68,7 @@ class Statistics:
         channels = (shape.layers, KINDS, shape.heads, shape.head_dim)
         self._low = {name: torch.full(channels, torch.inf) for name in ("keys", "values")}
         self._high = {name: torch.full(channels, -torch.inf) for name in ("keys", "values")}
+        self._largest = {name: torch.zeros(shape.layers) for name in ("keys", "values")}
         self._index = np.zeros((0, 4), dtype=np.uint64)
         empty = torch.zeros(0, shape.heads, shape.head_dim)
         self._kept = [dict.fromkeys(_VECTORS, empty) for _ in range(shape.layers)]
@@ -139,6 +140,8 @@ class Statistics:
         self._waiting.discard(layer)
         for name, x in (("keys", keys), ("values", values)):
             self._widen(name, layer, x, choice)
+            size = x.transpose(1, 2)[choice.mask.to(x.device)].float().abs().max().cpu()
+            self._largest[name][layer] = torch.maximum(self._largest[name][layer], size)
         grouped = torch.unflatten(query, 1, (keys.shape[1], -1))
         joining = {
             "keys": _chosen(keys, choice),
@@ -168,8 +171,14 @@ class Statistics:
             for name in self._low:
                 self._low[name] = torch.minimum(self._low[name], other._low[name])
                 self._high[name] = torch.maximum(self._high[name], other._high[name])
+                self._largest[name] = torch.maximum(self._largest[name], other._largest[name])
             for layer, (own, theirs) in enumerate(zip(self._kept, other._kept, strict=True)):
                 self._kept[layer] = {name: torch.cat([own[name], theirs[name]])[order] for name in _VECTORS}
+
+    def largest(self, layer: int) -> tuple[float, float]:
+        """The largest key and value of a layer by size, over all tokens, the first ones of a prompt included."""
+        self._check_complete()
+        return float(self._largest["keys"][layer]), float(self._largest["values"][layer])
 
     def layer_samples(self, layer: int) -> tuple[Sample, Sample]:
         """The samples of keys and values of a layer.
@@ -212,6 +221,7 @@ class Statistics:
         }
         for name in self._low:
             state[f"low.{name}"], state[f"high.{name}"] = self._low[name].clone(), self._high[name].clone()
+            state[f"largest.{name}"] = self._largest[name].clone()
         for layer, kept in enumerate(self._kept):
             state |= {f"kept.{layer}.{name}": kept[name].clone() for name in _VECTORS}
         return state
@@ -227,6 +237,7 @@ class Statistics:
         statistics._index = state["index"].numpy().astype(np.uint64)
         for name in statistics._low:
             statistics._low[name], statistics._high[name] = state[f"low.{name}"], state[f"high.{name}"]
+            statistics._largest[name] = state[f"largest.{name}"]
         statistics._kept = [{name: state[f"kept.{layer}.{name}"] for name in _VECTORS} for layer in range(layers)]
         return statistics
 
