@@ -73,7 +73,7 @@ def zoom_page(trace: ZoomTrace, frames: Sequence[NDArray[np.uint8]]) -> TracePag
 
 def _facts(trace: ZoomTrace) -> str:
     first, last = trace.layers
-    settings = ", ".join(f"{name} {value}" for name, value in trace.settings.items())
+    settings = ", ".join(f"{name} {value}" for name, value in trace.settings.items() if value is not None)
     return f"{trace.video or 'frames in memory'}; attention of layers {first} to {last}; {settings}"
 
 
@@ -113,7 +113,7 @@ def _scores_view(trace: ZoomTrace) -> View:
     most = max((one.score or 0.0 for one in trace.overview), default=0.0)
     return View(
         label=trace.draft or "before the answer",
-        detail=f"scores that chose the frames, after {trace.draft_tokens} tokens that were generated again"
+        detail=f"scores that chose the frames; drafted and generated again: {trace.draft_tokens}"
         if scored
         else "no frame was scored",
         bars=relative([one.score or 0.0 for one in trace.overview]),
