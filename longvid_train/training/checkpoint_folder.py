@@ -96,12 +96,10 @@ def load_engine(engine: Any, source: Path, *, stage: int) -> dict[str, Any]:
     Raises:
         UserError: the folder was written by another stage, number of processes or training.
     """
+    check_stage(source, stage)
     index = read_index(source)
-    if index is None:
-        raise UserError(
-            f"--ckpt_path {source}: not a checkpoint of a ZeRO run; continue it with the trainer.strategy that wrote it"
-        )
-    _check_fits(index, source, stage=stage, trained=trained_shapes(engine.module))
+    assert index is not None, "check_stage refuses a folder without one"
+    _check_fits(index, source, trained=trained_shapes(engine.module))
     # Not strict for DeepSpeed, because frozen weights are left out; the names and shapes were just compared.
     _, state = engine.load_checkpoint(
         str(source), tag=TAG, load_module_strict=False, load_lr_scheduler_states=False, load_optimizer_states=True
@@ -143,6 +141,29 @@ def _tensor_file_problem(path: Path) -> str | None:
     return f"it names {strange[0]}, which no checkpoint of longvid fit holds" if strange else None
 
 
+def check_stage(source: Path, stage: int | None) -> None:
+    """Refuse a checkpoint that a run under another stage of ZeRO wrote; nothing but its index is read.
+
+    Args:
+        source: file or folder.
+        stage: of the run that continues; None without ZeRO.
+
+    Raises:
+        UserError: naming both.
+    """
+    index = read_index(source) if source.is_dir() else None
+    written = None if index is None else index.zero_stage
+    if written != stage:
+        raise UserError(
+            f"--ckpt_path {source}: written {_under(written)}, and trainer.strategy trains {_under(stage)}; continue "
+            "with the strategy that wrote it"
+        )
+
+
+def _under(stage: int | None) -> str:
+    return "without ZeRO" if stage is None else f"under ZeRO stage {stage}"
+
+
 def trained_shapes(module: torch.nn.Module) -> dict[str, list[int]]:
     """Names and whole shapes of the parameters that train."""
     return {
@@ -152,12 +173,7 @@ def trained_shapes(module: torch.nn.Module) -> dict[str, list[int]]:
     }
 
 
-def _check_fits(index: FolderIndex, source: Path, *, stage: int, trained: dict[str, list[int]]) -> None:
-    if index.zero_stage != stage:
-        raise UserError(
-            f"--ckpt_path {source}: written under ZeRO stage {index.zero_stage}, and trainer.strategy is stage "
-            f"{stage}; continue with stage {index.zero_stage}"
-        )
+def _check_fits(index: FolderIndex, source: Path, *, trained: dict[str, list[int]]) -> None:
     processes = torch.distributed.get_world_size()
     if index.processes != processes:
         raise UserError(

@@ -12,6 +12,7 @@ from longvid_train.errors import UserError
 from longvid_train.training.answers import AnswerAccuracy
 from longvid_train.training.boundary import StepBoundary
 from longvid_train.training.callbacks import ADAPTER_FOLDER, MODEL_FOLDER, ExportModel
+from longvid_train.training.checkpoint_folder import check_stage
 from longvid_train.training.checkpoint_io import AtomicCheckpointIO
 from longvid_train.training.continued import changes_of_continued_run
 from longvid_train.training.exact_parser import ExactParser
@@ -23,6 +24,7 @@ from longvid_train.training.record import RunRecord, process_command_line
 from longvid_train.training.run_checkpoint import RunCheckpoint
 from longvid_train.training.shortened_rows import ShortenedRows
 from longvid_train.training.stop_signal import StopOnSigterm
+from longvid_train.training.strategies.zero import ZeroStrategy
 from longvid_train.training.throughput import Throughput
 from longvid_train.training.tracking import METRICS_FILE, WandbMode, build_loggers
 
@@ -94,6 +96,7 @@ class RunCLI(LightningCLI):
         if checkpoint:
             settings["ckpt_path"] = str(find_checkpoint(run_dir, checkpoint))
             if self._only == "fit":
+                check_stage(Path(settings["ckpt_path"]), zero_stage(settings["trainer"]["strategy"]))
                 for line in changes_of_continued_run(run_dir, settings):
                     notice(line)
         if self._only == "fit" and not checkpoint:
@@ -182,6 +185,13 @@ def find_checkpoint(run_dir: Path, checkpoint: str) -> Path:
         raise UserError(f"--ckpt_path {checkpoint}: no such file; name a .ckpt file or folder, or '{LAST}'")
     check_whole(path)
     return path
+
+
+def zero_stage(strategy: Any) -> int | None:
+    """The stage of ZeRO that a config's ``trainer.strategy`` names; None for another strategy."""
+    if isinstance(strategy, str) or strategy["class_path"] != f"{ZeroStrategy.__module__}.{ZeroStrategy.__qualname__}":
+        return None
+    return int(strategy["init_args"]["stage"])
 
 
 def _checkpoint_folder(run_dir: str | None) -> str | None:

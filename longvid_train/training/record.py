@@ -28,6 +28,7 @@ _PACKAGES = (
     "pytorch-lightning",
     "jsonargparse",
     "peft",
+    "deepspeed",
     "numpy",
     "av",
     "decord",

@@ -2,13 +2,22 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from longvid_train import cli
 from longvid_train.errors import UserError
-from longvid_train.training.checkpoint_folder import INDEX_FILE, TAG, FolderIndex, folder_damage, read_index
+from longvid_train.training.checkpoint_folder import (
+    INDEX_FILE,
+    TAG,
+    FolderIndex,
+    check_stage,
+    folder_damage,
+    read_index,
+)
 from longvid_train.training.checkpoint_io import publish, remove_checkpoint, remove_in_progress
 from longvid_train.training.cli import find_checkpoint
 from longvid_train.training.last_checkpoint import by_age, newest_whole
@@ -79,6 +88,30 @@ def test_damage_is_seen_and_the_folder_passed_over(harm: object, message: str, t
     assert line.endswith(f"falling back to {older.name} of step 1")
     with pytest.raises(UserError, match="is damaged"):
         find_checkpoint(tmp_path, str(newer))
+
+
+def test_a_checkpoint_of_another_stage_or_of_none_is_refused(tmp_path: Path) -> None:
+    folder, file = make(tmp_path / "a.ckpt"), tmp_path / "b.ckpt"
+    torch.save({"global_step": 3}, file)
+    check_stage(folder, 2)
+    check_stage(file, None)
+    with pytest.raises(UserError, match=r"written under ZeRO stage 2, and trainer\.strategy trains under ZeRO stage 3"):
+        check_stage(folder, 3)
+    with pytest.raises(UserError, match=r"written under ZeRO stage 2, and trainer\.strategy trains without ZeRO"):
+        check_stage(folder, None)
+    with pytest.raises(UserError, match=r"written without ZeRO, and trainer\.strategy trains under ZeRO stage 1"):
+        check_stage(file, 1)
+
+
+def test_the_command_refuses_another_stage_before_anything_is_built(
+    fit_config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "run" / "checkpoints" / "last-step=1.ckpt")
+    overlay = Path(__file__).parents[2] / "configs" / "deepspeed" / "zero3.yaml"
+    for words, trains in (([], "without ZeRO"), (["--config", str(overlay)], "under ZeRO stage 3")):
+        assert cli.main(["fit", "--config", str(fit_config()), *words, "--ckpt_path", "last"]) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("longvid: ")]
+        assert f"written under ZeRO stage 2, and trainer.strategy trains {trains};" in line
 
 
 def test_files_and_folders_are_ordered_by_start_and_step(tmp_path: Path) -> None:
