@@ -110,7 +110,8 @@ def claim_png(claim: Claim, scores: Scores) -> bytes:
         panels[0].set_ylabel("accuracy")
         panels[0].yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
         figure.suptitle(claim.title, fontsize=11, fontweight="bold", x=0.01, ha="left")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+        columns = 4 if claim.coding is not None else 5  # names of caches are long
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
         return figure_png(figure)
 
 
