@@ -8,6 +8,7 @@ import pytest
 
 from longvid_train.adaptation.reading import load_adaptation
 from longvid_train.adaptation.settings import Adaptation
+from longvid_train.errors import UserError
 from longvid_train.evaluation.claims.answering import Answered, answer_clips, encode_clips
 from longvid_train.evaluation.claims.asking import ask_clips, chat_under
 from longvid_train.evaluation.claims.catalogue import CLAIMS
@@ -163,3 +164,10 @@ def test_questions_are_charged_for_their_frames_which_are_encoded_once(
     found = ask_clips(chat, clips()[:1])
     assert len(kept) == 1 and len(found) == 3
     assert all(1.1e7 < one.seconds < 1.2e7 for one in found)
+
+
+def test_a_world_that_cannot_be_asked_every_kind_ends_in_one_line() -> None:
+    with pytest.raises(
+        UserError, match=r"^0 of 200 episodes of 8 s, seen at 1 frames, can be asked needle, order"
+    ):
+        held_out_clips(episodes=2, duration_s=8.0, frames=1, seed=0, seen_only=True)

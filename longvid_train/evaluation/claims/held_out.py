@@ -3,11 +3,14 @@
 import random
 from dataclasses import dataclass
 
+from longvid_train.errors import UserError
 from longvid_train.world.clips import Clip, ask_clip, even_clip
 from longvid_train.world.episode import WorldSettings, make_episode
 from longvid_train.world.questions import Question, ask
 
 KINDS = ("needle", "order", "detail")
+MOST_DRAWS = 100
+"""Episodes drawn for each that is wanted: about every second one can be asked all kinds in the worlds of the claims."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,18 +39,27 @@ def held_out_clips(
         seed: of the episodes and the questions.
         seen_only: ask only what the sampled frames show; otherwise the questions do not depend on the frames.
         gap_s: shortest and longest pause between objects; longer ones keep a long episode from repeating its objects.
+
+    Raises:
+        UserError: hardly an episode of this world can be asked all kinds.
     """
     settings = WorldSettings(duration_s=duration_s, gap_s=gap_s)
     found: list[HeldOut] = []
-    index = 0
-    while len(found) < episodes:
+    for index in range(MOST_DRAWS * episodes):
+        if len(found) == episodes:
+            break
         episode = make_episode(settings, split="test", seed=seed, index=index)
         clip = even_clip(episode, frames)
         questions = tuple(_question(clip, kind, f"{seed}/{index}/{kind}", seen_only) for kind in KINDS)
         whole = tuple(question for question in questions if question is not None)
         if len(whole) == len(KINDS):
             found.append(HeldOut(clip=clip, questions=whole))
-        index += 1
+    if len(found) < episodes:
+        raise UserError(
+            f"{len(found)} of {MOST_DRAWS * episodes} episodes of {duration_s:g} s, seen at {frames} frames, can be "
+            f"asked {', '.join(KINDS)}, and {episodes} are wanted: objects repeat in long episodes, so raise gap_s "
+            f"({gap_s[0]:g} to {gap_s[1]:g} s), or shorten them"
+        )
     return tuple(found)
 
 
