@@ -38,7 +38,8 @@ class GateThresholds:
         mean_kl: largest mean over all positions of ``KL(full || quantized)``, in nats.
         max_kl: largest of a single position.
         top1_agreement: least share of positions where both have the same likeliest token.
-        needle_drop: largest part of the needle accuracy of full precision that may be lost.
+        needle_drop: largest part of the needle accuracy of full precision that may be lost. One answer never decides:
+            with few questions a single tie that falls the other way is more than any sensible part.
         rows: held-out rows without which no verdict is given.
     """
 
@@ -223,10 +224,13 @@ def _reasons(found: Verdict) -> Iterator[str]:
     if found.top1_agreement < limits.top1_agreement:
         yield f"top1_agreement is {found.top1_agreement:.3f}, at least {limits.top1_agreement:g} is asked for"
     needle = found.accuracy.get(NEEDLE)
-    if needle is not None and needle["quantized"] < needle["full"] * (1 - limits.needle_drop):
+    if needle is None:
+        return
+    right, kept = (round(needle[side] * needle["rows"]) for side in ("full", "quantized"))
+    if right - kept > max(1.0, right * limits.needle_drop):
         yield (
-            f"needle accuracy falls from {needle['full']:.3f} to {needle['quantized']:.3f}, more than "
-            f"{limits.needle_drop:.0%} of it (needle_drop)"
+            f"needle accuracy falls from {needle['full']:.3f} to {needle['quantized']:.3f} ({right - kept} of {right} "
+            f"answers), more than {limits.needle_drop:.0%} of it (needle_drop)"
         )
 
 

@@ -113,10 +113,10 @@ def test_a_llama_vid_is_asked_the_same_way(tmp_path: Path) -> None:
 
 def test_checks_hold_where_nothing_is_lost_and_order_is_as_expected_and_fail_otherwise() -> None:
     lossless = CLAIM.checks(made_scores(CLAIM, lambda method, kind: 0.6))
-    assert [check.holds for check in lossless] == [True, True, True, True, False, False, True, True, False]
+    assert [check.holds for check in lossless] == [True, True, True, True, False, False, True, True, True, False]
     rank = {"intp2": 0.1, "static2": 0.3, "lloyd2": 0.5, "k4v2": 0.55, "kivi_g32": 0.5}
     ordered = CLAIM.checks(made_scores(CLAIM, lambda method, kind: rank.get(method, 0.6)))
-    assert [check.holds for check in ordered] == [False, False, True, True, True, True, False, False, True]
+    assert [check.holds for check in ordered] == [False, False, True, True, True, True, False, True, False, True]
     needle = CLAIM.checks(
         made_scores(CLAIM, lambda method, kind: 0.3 if (method, kind) == ("intp2", "needle") else 0.6)
     )

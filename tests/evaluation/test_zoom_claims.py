@@ -167,7 +167,5 @@ def test_questions_are_charged_for_their_frames_which_are_encoded_once(
 
 
 def test_a_world_that_cannot_be_asked_every_kind_ends_in_one_line() -> None:
-    with pytest.raises(
-        UserError, match=r"^0 of 200 episodes of 8 s, seen at 1 frames, can be asked needle, order"
-    ):
+    with pytest.raises(UserError, match=r"^0 of 200 episodes of 8 s, seen at 1 frames, can be asked needle, order"):
         held_out_clips(episodes=2, duration_s=8.0, frames=1, seed=0, seen_only=True)

@@ -184,9 +184,10 @@ def test_each_threshold_refuses_alone():
         "mean_kl is 0.102 nats, at most 0.1 are allowed": [*good, one_of_80],
         "max_kl is 10.1 nats, at most 10 are allowed": [*good, compared(8, kl=(10.1, *(0.0,) * 199))],
         "top1_agreement is 0.889, at least 0.9 is asked for": [*good, compared(8, agreed=(False,))],
-        "needle accuracy falls from 1.000 to 0.889, more than 5% of it (needle_drop)": [
+        "needle accuracy falls from 1.000 to 0.800 (2 of 10 answers), more than 5% of it (needle_drop)": [
             *good,
             compared(8, kept_right=False),
+            compared(9, kept_right=False),
         ],
     }
     for reason, rows in cases.items():
@@ -194,6 +195,13 @@ def test_each_threshold_refuses_alone():
         assert (verdict.passed, verdict.reasons) == (False, (reason,))
     worst = judge(cases["max_kl is 10.1 nats, at most 10 are allowed"], GateThresholds())
     assert (worst.worst_row, worst.max_kl) == ("row8", 10.1)
+
+
+def test_one_needle_alone_does_not_refuse_and_many_rows_hold_the_share():
+    assert judge([*(compared(number) for number in range(8)), compared(8, kept_right=False)], GateThresholds()).passed
+    for lost, passed in ((4, True), (5, False)):
+        rows = [compared(number, kept_right=number >= lost) for number in range(80)]
+        assert judge(rows, GateThresholds()).passed is passed
 
 
 def test_accuracy_is_by_kind_and_unknown_answers_do_not_count():

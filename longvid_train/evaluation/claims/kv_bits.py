@@ -30,6 +30,7 @@ WORDS = {
     "static2": "2 bits, static, by channel",
     "bias2": "2 bits, mean key turned with the position",
     "lloyd2": "2 bits, uneven levels, gain a token",
+    "transform2": "2 bits, shared out among principal directions",
     "k4v2": "keys 4 bits a token, values 2 bits",
     "kivi_g32": "KIVI's groups of 32, 2 bits",
     "kivi_g128": "KIVI's groups of 128, 2 bits",
@@ -65,6 +66,7 @@ def _checks(scores: Scores, frames: tuple[int, ...]) -> tuple[Check, ...]:
         better("2 bits by channel beat 2 bits by layer", "static2", "intp2"),
         better("uneven levels with a gain beat even ones by channel, at 2 bits", "lloyd2", "static2"),
         kept("uneven levels with a gain keep the accuracy at 2 bits", "lloyd2"),
+        kept("2 bits shared out among principal directions keep it", "transform2"),
         kept("KIVI (arXiv:2402.02750): 2-bit groups of 32 keep the accuracy", "kivi_g32"),
         better("keys need more bits than values: K4V2 beats 2 bits for both", "k4v2", "static2"),
     )

@@ -51,7 +51,7 @@ def test_every_row_is_asked_as_a_conversation_would_ask_it(
     assert found["q0"].answer == asked("a", "What is it?")
     assert found["q5/2"].answer == asked("c", "And then?", (("What is first?", "red"),))
     assert found["q6"].answer == asked("a", "What is in this part?", start_s=2.0, end_s=6.0)
-    assert len({one.answer for one in found.values()}) > 3
+    assert len({one.answer for one in found.values()}) > 1
     assert (found["q5"].kind, found["q5/2"].kind, found["q5/2"].truth) == ("needle", "order", "blue")
     assert (found["q6"].duration_s, found["q1"].duration_s, found["q3"].truth) == (4.0, 4.0, None)
     assert found["q0"].frames == 4 and found["q0"].visual_tokens == 4 * 16 + 1
