@@ -125,6 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
         features_on=arguments.features_on,
         prefill_chunk=PREFILL_CHUNK if arguments.prefill_chunk is None else arguments.prefill_chunk,
         frame_chunk=arguments.frame_chunk,
+        sentence_attention=arguments.trace is not None,
     )
     resolve_device(arguments.device)
     resolve_dtype(arguments.dtype)

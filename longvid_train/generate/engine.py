@@ -41,11 +41,14 @@ class EngineOptions:
         features_on: where what is kept of frames waits for its question: ``"device"``, with the model, or ``"cpu"``.
         prefill_chunk: positions of a prompt that pass the language model at once.
         frame_chunk: frames that are preprocessed and pass the vision tower at once; ``None`` is the model's own.
+        sentence_attention: whether the trace of a zoomed answer holds its sentences, with the attention at each one's
+            end. It takes time that an answer which nobody looks into can be spared; answers are the same.
     """
 
     features_on: str = "device"
     prefill_chunk: int = PREFILL_CHUNK
     frame_chunk: int | None = None
+    sentence_attention: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""

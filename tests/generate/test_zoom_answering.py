@@ -14,6 +14,7 @@ from longvid_train.kvcache.attention import attending_on_codes
 from longvid_train.kvcache.cache import QuantizedKVCache
 from longvid_train.kvcache.presets import PRESETS
 from longvid_train.kvcache.quantizer import cache_shape, uncalibrated
+from longvid_train.kvcache.watch import WATCHED_NAME, AttentionWatch
 from longvid_train.models.splice import embed_and_splice
 from tests.generate.zoom_models import (
     PLACEHOLDER,
@@ -328,6 +329,41 @@ def test_a_sentences_heat_is_eager_attention_of_its_last_token(model: Any) -> No
     assert [picture.frame for picture in trace.pictures[6:]] == [frame.frame for frame in trace.chosen]
     assert " ".join(sentence.text for sentence in trace.sentences) == trace.answer
     assert len(trace.sentences) > 2
+
+
+@pytest.mark.parametrize("adjusted", [0, 3])
+def test_only_attention_that_somebody_needs_is_read(model: Any, monkeypatch: pytest.MonkeyPatch, adjusted: int) -> None:
+    """Without sentences in the trace: the same answer, one row for the frames and one an adjustment; without
+    adjustments the answer's tokens pass a model that nobody watches.
+    """
+    settings = {"draft_tokens": 5, "zoomed_frames": 2, "adjusted_tokens": adjusted, "every_sentences": 2}
+    rows, attention, row = [0], [], AttentionWatch.row
+
+    def counted(watch: AttentionWatch) -> torch.Tensor:
+        rows[0] += 1
+        return row(watch)
+
+    monkeypatch.setattr(AttentionWatch, "row", counted)
+    prompt = prompt_of(model, plan_of())
+    told = answering_of(model, **settings).answer(prompt, OPTIONS)
+    assert len(told.trace.sentences) > 2
+    assert rows[0] > 1 + len(told.trace.adjustments)
+    rows[0] = 0
+    noting = model.get_decoder().register_forward_pre_hook(
+        lambda decoder, _args: attention.append(decoder.config._attn_implementation)
+    )
+    try:
+        brief = answering_of(model, sentence_attention=False, **settings).answer(prompt, OPTIONS)
+    finally:
+        noting.remove()
+    assert brief.generated == told.generated
+    assert brief.trace.adjustments == told.trace.adjustments
+    assert bool(brief.trace.adjustments) == bool(adjusted)
+    assert brief.trace.overview == told.trace.overview
+    assert brief.trace.sentences == ()
+    assert rows[0] == 1 + len(brief.trace.adjustments)
+    assert attention[0] == WATCHED_NAME
+    assert attention[-1] == (WATCHED_NAME if adjusted else "sdpa")
 
 
 def test_class_tokens_count_to_a_frame_and_are_no_cells(model: Any) -> None:

@@ -84,6 +84,7 @@ def answering_of(
     layers: range = range(1, 3),
     prefill_chunk: int = 16,
     compact_share: float = COMPACT_SHARE,
+    sentence_attention: bool = True,
     **settings: Any,
 ) -> ZoomAnswering:
     return ZoomAnswering(
@@ -94,4 +95,5 @@ def answering_of(
         placeholder_id=PLACEHOLDER,
         prefill_chunk=prefill_chunk,
         compact_share=compact_share,
+        sentence_attention=sentence_attention,
     )

@@ -26,8 +26,8 @@ from longvid_train.world.render import render_frame
 
 
 def chat_under(backbone: AnyBackbone, processor: BackboneProcessor, adaptation: Adaptation) -> VideoChat:
-    """The model under an adaptation, which may zoom."""
-    config, engine = backbone.model.config, EngineOptions()
+    """The model under an adaptation, which may zoom; nobody looks at sentences."""
+    config, engine = backbone.model.config, EngineOptions(sentence_attention=False)
     if adaptation.zoom is None:
         plain = BackboneEngine(backbone, BackbonePrompting(processor, config, adaptation), engine)
         return VideoChat(plain, name=backbone.facts.model_type)

@@ -75,4 +75,5 @@ def engine_options(settings: EvaluationSettings) -> EngineOptions:
         features_on=settings.features_on,
         prefill_chunk=PREFILL_CHUNK if settings.prefill_chunk is None else settings.prefill_chunk,
         frame_chunk=settings.frame_chunk,
+        sentence_attention=False,
     )

@@ -62,11 +62,16 @@ class TokenAdjuster:
         found[self._held] = row[self._columns[self._held]]
         return found
 
-    def adjust(self, most: int) -> Adjusted:
-        """Copy ``most`` tokens and drop as many; fewer where fewer than twice as many are left."""
+    def adjust(self, most: int, attention: torch.Tensor) -> Adjusted:
+        """Copy ``most`` tokens and drop as many; fewer where fewer than twice as many are left.
+
+        Args:
+            most: tokens.
+            attention: `attention` now.
+        """
         live = self.counts.nonzero().flatten()
         number = min(most, len(live) // 2)
-        of_a_copy = self.attention()[live] / self.counts[live]
+        of_a_copy = attention[live] / self.counts[live]
         highest = live[of_a_copy.argsort(descending=True, stable=True)[:number]]
         left = ~torch.isin(live, highest)
         lowest = live[left][of_a_copy[left].argsort(stable=True)[:number]]

@@ -13,13 +13,15 @@ reads the question again (a few dozen tokens, in the same pass as the frames): p
 video that shows the overview and, behind it, the chosen frames. ``zoomed_after: question`` follows the equation to the
 letter: all of the prompt but its last token is kept, the chosen frames stand behind the question.
 
-Everything is transformers' own ``generate``; without zoom and adjustment it is that call and nothing else.
+Everything is transformers' own ``generate``; without zoom and adjustment it is that call and nothing else. The model is
+watched while somebody needs its attention: until frames are chosen, and further for adjustments and for sentences.
 
 ``S`` tokens of the prompt, ``T`` visual tokens, ``H`` language-model width.
 """
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -31,7 +33,7 @@ from longvid_train.generate.decoding import AnswerDecoder, Generated
 from longvid_train.generate.generation import generate_prompts
 from longvid_train.generate.options import GenerationOptions
 from longvid_train.generate.streaming import OnText
-from longvid_train.generate.zoom.adjusting import COMPACT_SHARE, TokenAdjuster
+from longvid_train.generate.zoom.adjusting import COMPACT_SHARE, Adjusted, TokenAdjuster
 from longvid_train.generate.zoom.answer_watch import AnswerWatch, OnSentences, synchronize
 from longvid_train.generate.zoom.pictures import Pictures, overview_pictures, zoomed_pictures
 from longvid_train.generate.zoom.sentences import split_sentences
@@ -125,6 +127,7 @@ class ZoomAnswering:
         placeholder_id: stands for one visual token.
         prefill_chunk: positions of a prompt that pass the decoder at once.
         compact_share: see `TokenAdjuster`.
+        sentence_attention: whether traces hold sentences, with the attention at each one's end.
     """
 
     def __init__(
@@ -137,6 +140,7 @@ class ZoomAnswering:
         placeholder_id: int,
         prefill_chunk: int,
         compact_share: float = COMPACT_SHARE,
+        sentence_attention: bool = True,
     ) -> None:
         self.model = model
         self.decoder = decoder
@@ -145,6 +149,7 @@ class ZoomAnswering:
         self._placeholder_id = placeholder_id
         self._prefill_chunk = prefill_chunk
         self._compact_share = compact_share
+        self._sentence_attention = sentence_attention
 
     @torch.no_grad()
     def answer(
@@ -171,25 +176,27 @@ class ZoomAnswering:
         notes, watch = _Notes(), AttentionWatch(self.layers)
         placeholders = (prompt.input_ids == self._placeholder_id).nonzero().flatten()
         pictures = overview_pictures(prompt.plan, placeholders)
+        generated = None
         with watching(self.model, watch):
-            generated = None
             if prompt.plan.zoomed_frames:
-                generated = self._draft(prompt, options, watch, cache, notes)
-            if generated is not None:
-                if on_text is not None:
-                    on_text(generated.text)
-                self._note_last_sentences(generated, pictures, TokenAdjuster(watch, pictures.positions, cache), notes)
-            else:
-                if prompt.plan.zoomed_frames:
+                generated = self._draft(prompt, options, cache, notes)
+                if generated is None:
                     prompt, pictures = self._zoomed(prompt, pictures, watch, cache, notes)
+                else:
+                    self._note_last_sentences(
+                        generated, pictures, TokenAdjuster(watch, pictures.positions, cache), notes
+                    )
+        if generated is None:
+            with self._watching_answer(watch):
                 generated = self._generate(prompt, pictures, options, watch, cache, notes, on_text)
+        elif on_text is not None:
+            on_text(generated.text)
         return ZoomOutcome(generated=generated, cache=cache, trace=self._trace(prompt, pictures, generated, notes))
 
     def _draft(
         self,
         prompt: ZoomedPrompt,
         options: GenerationOptions,
-        watch: AttentionWatch,
         cache: Cache,
         notes: _Notes,
     ) -> Generated | None:
@@ -237,6 +244,14 @@ class ZoomAnswering:
             return len(prompt.input_ids) - 1
         return int(pictures.positions[-1]) + 1
 
+    @property
+    def _reads_sentences(self) -> bool:
+        return self._sentence_attention or self.settings.adjusted_tokens > 0
+
+    def _watching_answer(self, watch: AttentionWatch) -> AbstractContextManager[None]:
+        """Sentence ends need the answer's attention; without them the model runs alone."""
+        return watching(self.model, watch) if self._reads_sentences else nullcontext()
+
     def _generate(
         self,
         prompt: ZoomedPrompt,
@@ -250,18 +265,24 @@ class ZoomAnswering:
         """Generate the answer, adjusting tokens at sentence ends."""
         adjuster = TokenAdjuster(watch, pictures.positions, cache, compact_share=self._compact_share)
         every, most = self.settings.every_sentences, self.settings.adjusted_tokens
+        complete = 0
 
         def on_sentences(sentences: list[str], new_tokens: int) -> None:
-            before = len(notes.sentences)
+            nonlocal complete
+            before, complete = complete, len(sentences)
+            due = most > 0 and complete // every > before // every
+            if not (due or self._sentence_attention):
+                return
             attention = adjuster.attention()
-            notes.attention = new_tokens, attention
-            for text in sentences[before:]:
-                notes.sentences.append(_sentence(text, new_tokens, attention, pictures))
-            if most and len(sentences) // every > before // every:
-                notes.adjustments.append(_adjustment(adjuster, most, pictures, len(sentences), new_tokens))
+            if self._sentence_attention:
+                notes.attention = new_tokens, attention
+                notes.sentences += [_sentence(text, new_tokens, attention, pictures) for text in sentences[before:]]
+            if due:
+                adjusted = adjuster.adjust(most, attention)
+                notes.adjustments.append(_adjustment(adjusted, adjuster.tokens, pictures, complete, new_tokens))
 
         begun = time.perf_counter()
-        generated, watched = self._run(prompt, options, cache, on_text, on_sentences)
+        generated, watched = self._run(prompt, options, cache, on_text, on_sentences if self._reads_sentences else None)
         rest_s = time.perf_counter() - begun - watched.first_token_s
         first = "zoom_prefill_s" if notes.chosen else "prefill_s"
         notes.seconds = replace(
@@ -277,6 +298,8 @@ class ZoomAnswering:
         self, generated: Generated, pictures: Pictures, adjuster: TokenAdjuster, notes: _Notes
     ) -> None:
         """What no further token has confirmed as a sentence: the last one, finished or not."""
+        if not self._sentence_attention:
+            return
         sentences, rest = split_sentences(generated.text)
         missing = [*sentences, *([rest] if rest else [])][len(notes.sentences) :]
         if not missing:
@@ -381,14 +404,15 @@ def _sentence(text: str, new_tokens: int, attention: torch.Tensor, pictures: Pic
     )
 
 
-def _adjustment(adjuster: TokenAdjuster, most: int, pictures: Pictures, sentences: int, new_tokens: int) -> Adjustment:
-    adjusted = adjuster.adjust(most)
+def _adjustment(
+    adjusted: Adjusted, visual_tokens: int, pictures: Pictures, sentences: int, new_tokens: int
+) -> Adjustment:
     return Adjustment(
         sentences=sentences,
         new_tokens=new_tokens,
         copied=pictures.token_places(adjusted.copied),
         dropped=pictures.token_places(adjusted.dropped),
-        visual_tokens=adjuster.tokens,
+        visual_tokens=visual_tokens,
     )
 
 

@@ -66,6 +66,7 @@ class ZoomEngine(Engine):
             prompting.layers,
             placeholder_id=prompting.processor.visual_token_id,
             prefill_chunk=options.prefill_chunk,
+            sentence_attention=options.sentence_attention,
         )
 
     @property

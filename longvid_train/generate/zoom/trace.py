@@ -155,7 +155,7 @@ class ZoomTrace:
         zoom_tokens: visual tokens of the chosen frames.
         draft: text of the tokens that were generated before frames were chosen; empty without a zoom.
         draft_tokens: how many these were.
-        sentences: of the answer.
+        sentences: of the answer; none where their attention was not asked for.
         adjustments: in order.
         seconds: by module.
         new_tokens: of the answer, the draft's not counted.
