@@ -110,6 +110,12 @@ def test_another_calibration_does_not_go_on_from_this_one(tmp_path: Path) -> Non
         begin(tmp_path / "run", {"seed": 0, "rows": [1, 2], "dtype": "float32"})
 
 
+def test_an_out_that_cannot_be_written_is_named_before_weights_load(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match=r"file/out\.calibration cannot be written \(.+\); name another --out"):
+        begin(tmp_path / "file" / "out.calibration", {"seed": 0})
+
+
 def test_a_preset_and_what_to_change_of_it() -> None:
     assert CacheSettings(preset="static2").policy() == PRESETS["static2"]
     changed = CacheSettings(preset="bias2", recent_tokens=0, protected_layers=[0, -1], separate_visual=True).policy()

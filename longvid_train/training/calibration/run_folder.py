@@ -31,11 +31,14 @@ def begin(folder: Path, settings: dict[str, Any]) -> None:
     """Make the folder, or find that its statistics are of the same settings.
 
     Raises:
-        UserError: they are of others; the first is named with both values.
+        UserError: they are of others; the first is named with both values. Or the folder cannot be written.
     """
     path = folder / SETTINGS_FILE
     if not path.exists():
-        write_json(path, settings)
+        try:
+            write_json(path, settings)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written ({error.strerror}); name another --out") from error
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
