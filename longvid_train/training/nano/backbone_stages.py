@@ -4,6 +4,7 @@
 2. ``align``: the tower and the projector. Their tokens become the bags' sums of embeddings (mean squared error).
 3. ``couple``: everything, on pictures, with the answers' loss.
 4. ``polish``: the same on questions alone, without the long dense tasks.
+5. ``finish``: the same, mostly on order, half of the clips with neighbours of one colour.
 
 ``B`` clips of ``N`` frames of ``T`` visual tokens each, ``H`` language-model width, ``S`` tokens of a conversation.
 """
@@ -111,7 +112,7 @@ class _Stage(pl.LightningModule):
 
 
 class ConversationStage(_Stage):
-    """Stages 1, 3 and 4: answers about clips, whose tokens come from words or from pictures.
+    """Stages 1 and 3 to 5: answers about clips, whose tokens come from words or from pictures.
 
     Args:
         backbone: trained in place.

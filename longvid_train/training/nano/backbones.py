@@ -1,4 +1,4 @@
-"""Train a nano backbone in four stages and write it with the record of how it was made.
+"""Train a nano backbone in five stages and write it with the record of how it was made.
 
 python -m longvid_train.training.nano.backbones onevision language --out runs/nano_onevision/language
 python -m longvid_train.training.nano.backbones onevision align --start runs/nano_onevision/language \
@@ -6,6 +6,8 @@ python -m longvid_train.training.nano.backbones onevision align --start runs/nan
 python -m longvid_train.training.nano.backbones onevision couple --start runs/nano_onevision/align \
     --out runs/nano_onevision/couple
 python -m longvid_train.training.nano.backbones onevision polish --start runs/nano_onevision/couple \
+    --out runs/nano_onevision/polish
+python -m longvid_train.training.nano.backbones onevision finish --start runs/nano_onevision/polish \
     --out longvid_train/assets/nano_onevision
 """
 
@@ -21,6 +23,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from longvid_train.errors import UserError
+from longvid_train.files import sha256_file
 from longvid_train.models.backbones import load_backbone
 from longvid_train.models.backbones.load import AnyBackbone
 from longvid_train.training.nano.backbone_stages import AlignStage, ConversationStage, PictureTokens, WordTokens
@@ -33,15 +36,20 @@ from longvid_train.training.nano.provenance import RECORD, code_version, write_r
 from longvid_train.training.nano.schedule import Rate
 
 MODULE = "longvid_train.training.nano.backbones"
-STAGES = ("language", "align", "couple", "polish")
+STAGES = ("language", "align", "couple", "polish", "finish")
+WEIGHTS = "model.safetensors"
 ACCELERATORS = {"cpu": "cpu", "cuda": "gpu"}
 """Lightning's names of torch's devices."""
 
-WHOLE = ("couple", "polish")
+WHOLE = ("couple", "polish", "finish")
 """Stages that train everything on pictures: their checkpoints are float16 and their records have held-out scores."""
 
 NOISE = 4.0
 """Standard deviation of the noise on pictures, in grey levels: about what H.264 leaves at the world's quality."""
+
+
+ORDER_HEAVY = ("needle", "order", "order", "order", "order", "detail")
+"""Kinds of the last stage: order is what four stages leave weakest of what can be solved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +169,38 @@ RECIPES: dict[tuple[str, str], StageRecipe] = {
         ),
         rate=Rate(peak=5e-4, warmup_steps=30, decay_from=0.1),
     ),
+    ("onevision", "finish"): StageRecipe(
+        clips=ClipRecipe(
+            steps=800,
+            clips=32,
+            fewest_frames=7,
+            first_most_frames=8,
+            most_frames=8,
+            steps_per_frame=1,
+            spacing_s=(0.9, 1.25),
+            dense=False,
+            kinds=ORDER_HEAVY,
+            rivals=0.5,
+            seed=9,
+        ),
+        rate=Rate(peak=5e-4, warmup_steps=30, decay_from=0.3),
+    ),
+    ("video_llava", "finish"): StageRecipe(
+        clips=ClipRecipe(
+            steps=800,
+            clips=32,
+            fewest_frames=8,
+            first_most_frames=8,
+            most_frames=8,
+            steps_per_frame=1,
+            spacing_s=(0.6, 1.8),
+            dense=False,
+            kinds=ORDER_HEAVY,
+            rivals=0.5,
+            seed=10,
+        ),
+        rate=Rate(peak=5e-4, warmup_steps=30, decay_from=0.3),
+    ),
 }
 """By family and stage."""
 
@@ -234,6 +274,8 @@ def train_stage(
         family.finish(backbone)
         backbone.model.half()
     family.save(backbone, tokenizer, out)
+    if start is not None:
+        more["started_from_sha256"] = sha256_file(start / WEIGHTS)
     before = None if start is None else json.loads((start / RECORD).read_text(encoding="utf-8"))
     write_record(
         out,

@@ -6,6 +6,7 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ class ClipRecipe:
         lists_frames: share of conversations whose dense task is the list of the frames; the others' is the description.
         dense: whether conversations have a dense task at all.
         kinds: of the questions.
+        rivals: share of clips that are drawn until neighbouring objects have one colour, the pairs most often confused.
         seed: of all draws.
     """
 
@@ -54,6 +56,7 @@ class ClipRecipe:
     lists_frames: float = 0.5
     dense: bool = True
     kinds: tuple[str, ...] = ("needle", "order", "order", "detail")
+    rivals: float = 0.0
     seed: int = 0
 
 
@@ -110,7 +113,18 @@ class ClipBatches(IterableDataset[ClipBatch]):
 
     def _episode(self, rng: random.Random, frames: int) -> Episode:
         duration_s = max(2.0, round(frames * rng.uniform(*self._recipe.spacing_s), 2))
-        return make_episode(WorldSettings(duration_s=duration_s), split="train", seed=rng.getrandbits(32), index=0)
+        wants_rivals = self._recipe.rivals > 0 and rng.random() < self._recipe.rivals
+        while True:
+            episode = make_episode(
+                WorldSettings(duration_s=duration_s), split="train", seed=rng.getrandbits(32), index=0
+            )
+            if not wants_rivals or has_rivals(episode):
+                return episode
+
+
+def has_rivals(episode: Episode) -> bool:
+    """Whether two objects that enter one after the other have one colour."""
+    return any(first.colour == second.colour for first, second in pairwise(episode.appearances))
 
 
 def clip_pictures(clips: tuple[Clip, ...], side: int) -> NDArray[np.uint8]:
