@@ -171,7 +171,7 @@ RECIPES: dict[tuple[str, str], StageRecipe] = {
     ),
     ("onevision", "finish"): StageRecipe(
         clips=ClipRecipe(
-            steps=800,
+            steps=480,
             clips=32,
             fewest_frames=7,
             first_most_frames=8,
@@ -183,11 +183,11 @@ RECIPES: dict[tuple[str, str], StageRecipe] = {
             rivals=0.5,
             seed=9,
         ),
-        rate=Rate(peak=5e-4, warmup_steps=30, decay_from=0.3),
+        rate=Rate(peak=5e-4, warmup_steps=30, decay_from=0.2),
     ),
     ("video_llava", "finish"): StageRecipe(
         clips=ClipRecipe(
-            steps=800,
+            steps=480,
             clips=32,
             fewest_frames=8,
             first_most_frames=8,
@@ -199,7 +199,7 @@ RECIPES: dict[tuple[str, str], StageRecipe] = {
             rivals=0.5,
             seed=10,
         ),
-        rate=Rate(peak=5e-4, warmup_steps=30, decay_from=0.3),
+        rate=Rate(peak=5e-4, warmup_steps=30, decay_from=0.2),
     ),
 }
 """By family and stage."""
