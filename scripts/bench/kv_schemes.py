@@ -4,7 +4,8 @@
     python -m scripts.bench.kv_schemes --out bench/kv --tokens 2048 --models longvid_train/assets/nano_onevision
 
 On synthetic tensors (one layer, 16 query heads on 4 key-value heads of 128; `kv_tensors`) and on those that trained
-nano models make of rendered videos (`kv_models`). Static schemes are calibrated on other tokens, of 2K-token clips
+nano models make of rendered videos (`kv_models`: 8 frames a second, 64 s at most). ``--models`` takes the folder of any
+model that `longvid ask` knows. Static schemes are calibrated on other tokens, of 2K-token clips
 that are not evaluated. All caches keep as many newest tokens as they are: 128, or 32 for needles, whose prompts are
 short.
 
@@ -24,6 +25,7 @@ interrupted run leaves those it finished.
 import argparse
 import platform
 import statistics as numbers
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -32,10 +34,10 @@ from typing import Any
 
 import torch
 
+from longvid_train.console import exit_status
 from longvid_train.files import write_json, write_text
+from longvid_train.generate.chat import VideoChat
 from longvid_train.kvcache.attention import rotation_of
-from longvid_train.models.backbones import BackboneProcessor, load_backbone
-from longvid_train.models.backbones.protocol import Backbone
 from scripts.bench import kv_models
 from scripts.bench.kv_contenders import FULL, Contender, attend, contenders, prefill, weigh
 from scripts.bench.kv_models import CALIBRATION_SEED, TEST_SEED, Videos
@@ -43,7 +45,7 @@ from scripts.bench.kv_tensors import LayerTensors, exact_attention, make_world
 
 RECENT = 128
 NEEDLE_FRAMES, NEEDLE_DURATION_S, NEEDLE_RECENT = 32, 8.0, 32
-CALIBRATION_CLIPS, CALIBRATION_TOKENS, FRAMES_A_SECOND = 3, 2048, 8
+CALIBRATION_CLIPS, CALIBRATION_TOKENS = 3, 2048
 ASSETS = Path("longvid_train/assets")
 
 
@@ -140,24 +142,22 @@ def synthetic_rows(tokens: int, steps: int) -> tuple[list[Row], dict[str, str]]:
 
 @torch.no_grad()
 def captured_rows(
-    backbone: Backbone, processor: BackboneProcessor, name: str, tokens: int, options: argparse.Namespace
+    chat: VideoChat, name: str, tokens: int, options: argparse.Namespace
 ) -> tuple[list[Row], dict[str, str]]:
     """Every cache on a long video: errors on captured tensors, and logits of teacher-forced steps."""
-    read = kv_models.prompts_of(
-        backbone, processor, _long_videos(backbone, CALIBRATION_TOKENS, CALIBRATION_CLIPS, CALIBRATION_SEED)
-    )
-    statistics = kv_models.observe(backbone, read)
-    found, missing = contenders(statistics, rotation_of(backbone.model), RECENT)
-    prompt = kv_models.prompts_of(backbone, processor, _long_videos(backbone, tokens, 1, TEST_SEED))[0]
-    forced = kv_models.continuation(backbone, prompt, options.steps)
+    read = kv_models.long_videos(chat, CALIBRATION_TOKENS, CALIBRATION_CLIPS, CALIBRATION_SEED)
+    statistics = kv_models.observe(chat, kv_models.prompts_of(chat, read))
+    found, missing = contenders(statistics, rotation_of(chat.model), RECENT)
+    prompt = kv_models.prompts_of(chat, kv_models.long_videos(chat, tokens, 1, TEST_SEED))[0]
+    forced = kv_models.continuation(chat, prompt, options.steps)
     layers = [
         LayerTensors(one.keys, one.values, one.queries[:, :, -options.error_steps :])
-        for one in kv_models.captured(backbone, prompt, forced)
+        for one in kv_models.captured(chat, prompt, forced)
     ]
-    exact = kv_models.forced_logits(backbone, prompt, forced, found[0].build())
+    exact = kv_models.forced_logits(chat, prompt, forced, found[0].build())
     rows = []
     for contender in found:
-        compared = kv_models.fidelity(backbone, prompt, forced, exact, contender)
+        compared = kv_models.fidelity(chat, prompt, forced, exact, contender)
         row = attention_row(name, contender, layers)
         measured = {
             "tokens": tokens,
@@ -171,21 +171,19 @@ def captured_rows(
 
 
 @torch.no_grad()
-def needle_rows(
-    backbone: Backbone, processor: BackboneProcessor, name: str, clips: int
-) -> tuple[list[Row], dict[str, str]]:
+def needle_rows(chat: VideoChat, name: str, clips: int) -> tuple[list[Row], dict[str, str]]:
     """Every cache on short videos, which the model answers about."""
     read, asked = (
-        kv_models.prompts_of(backbone, processor, Videos(clips, NEEDLE_FRAMES, NEEDLE_DURATION_S, seed))
+        kv_models.prompts_of(chat, Videos(clips, NEEDLE_FRAMES, NEEDLE_DURATION_S, seed))
         for seed in (CALIBRATION_SEED, TEST_SEED)
     )
-    found, missing = contenders(kv_models.observe(backbone, read), rotation_of(backbone.model), NEEDLE_RECENT)
+    found, missing = contenders(kv_models.observe(chat, read), rotation_of(chat.model), NEEDLE_RECENT)
     tokens = asked[0].ids.shape[1]
     rows = []
     for contender in found:
         cache = contender.build()
-        with contender.using(backbone.model):
-            kv_models.forced_logits(backbone, asked[0], asked[0].ids[:, :2], cache)
+        with contender.using(chat.model):
+            kv_models.forced_logits(chat, asked[0], asked[0].ids[:, :2], cache)
         weight = weigh(cache)
         rows.append(
             Row(
@@ -194,17 +192,10 @@ def needle_rows(
                 tokens=tokens,
                 bits=weight.bits,
                 bytes_a_token=weight.total / tokens,
-                needles=kv_models.needle_scores(backbone, processor, asked, contender),
+                needles=kv_models.needle_scores(chat, asked, contender),
             )
         )
     return rows, missing
-
-
-def _long_videos(backbone: Backbone, tokens: int, clips: int, seed: int) -> Videos:
-    """Videos whose frames have about so many tokens."""
-    grid = backbone.facts.grid
-    frames = tokens // grid.frame_tokens(grid.stride) // grid.joint_frames * grid.joint_frames
-    return Videos(clips, frames, frames / FRAMES_A_SECOND, seed)
 
 
 def table(rows: Sequence[Row], missing: dict[str, str]) -> str:
@@ -237,7 +228,7 @@ def _with_ratio(row: Row, ratio: float) -> Row:
     return Row(**{**asdict(row), "ratio": ratio})
 
 
-def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     """Of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -252,17 +243,19 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def _loaded(folder: Path) -> tuple[VideoChat, str]:
+    chat = VideoChat.load(folder, adaptation=kv_models.PLAIN, device="cpu")
+    return chat, f"{folder.name} ({chat.model.config.model_type})"
+
+
+def main(arguments: Sequence[str]) -> int:
     """Run all parts, the short ones first."""
     options = parse_options(arguments)
     torch.set_num_threads(1)
     settings = {name: str(value) for name, value in vars(options).items()}
     settings |= {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.processor()}
     results = Results(options.out, settings)
-    loaded = []
-    for folder in options.models:
-        backbone = load_backbone(folder)
-        loaded.append((backbone, BackboneProcessor.load(folder, backbone.facts), folder.name))
+    loaded = [_loaded(folder) for folder in options.models]
     if options.needle_clips:
         for model in loaded:
             results.add(*needle_rows(*model, options.needle_clips))
@@ -271,7 +264,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             results.add(*synthetic_rows(tokens, options.error_steps))
         for model in loaded:
             results.add(*captured_rows(*model, tokens, options))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status("kv_schemes", None, main))
