@@ -11,6 +11,7 @@ COVERED_BY = {
     "llama_vid/13b": "tests/configs/test_paper_configs.py",
     "llama_vid/paper": "tests/configs/test_paper_configs.py",
     "llama_vid/nano": "tests/training/test_fit_bad_input.py",
+    "llama_vid/variants": "tests/configs/test_llama_vid_variant_configs.py",
     "lora": "tests/configs/test_lora_configs.py",
     "evaluation": "tests/configs/test_evaluation_configs.py",
     "world": "tests/integration/test_nano_stages_improve.py",
