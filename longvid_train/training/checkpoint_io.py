@@ -10,13 +10,16 @@ import os
 import shutil
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from longvid_train.errors import UserError
+from longvid_train.training.save_queue import SaveQueue, snapshot
 
 IN_PROGRESS_SUFFIX = ".in-progress"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -28,11 +31,27 @@ class CheckpointWriteError(UserError):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint reader with `write_checkpoint` as its writer."""
+    """Lightning's checkpoint reader with `write_checkpoint` as its writer.
+
+    Attributes:
+        queue: what all writing and removing goes through; one that works in the background is given a snapshot, and
+            never more than one: the next state waits until the one before is on disk.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue = SaveQueue()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write ``checkpoint`` to ``path``, see `write_checkpoint`; ``storage_options`` are Lightning's, unused."""
-        write_checkpoint(checkpoint, Path(path))
+        if self.queue.background:
+            self.queue.wait()
+            checkpoint = snapshot(checkpoint)
+        self.queue.run(partial(write_checkpoint, checkpoint, Path(path)), creates=Path(path))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove the checkpoint ``path``, file or folder, when what is being written is on disk."""
+        self.queue.run(partial(remove_checkpoint, Path(path)))
 
 
 def in_progress(target: Path) -> Path:
@@ -64,6 +83,12 @@ def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
         raise CheckpointWriteError(_complaint(target, cause)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_queue(trainer: pl.Trainer) -> SaveQueue:
+    """What the trainer's checkpoints are written through; of a trainer with another writer, an idle one."""
+    writer = trainer.strategy.checkpoint_io
+    return writer.queue if isinstance(writer, AtomicCheckpointIO) else SaveQueue()
 
 
 def publish(source: Path, target: Path) -> None:

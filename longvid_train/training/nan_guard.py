@@ -15,7 +15,9 @@ import torch
 
 from longvid_train.data.dataset import ManifestDataset
 from longvid_train.files import write_json
+from longvid_train.training.checkpoint_io import save_queue
 from longvid_train.training.last_checkpoint import by_age
+from longvid_train.training.notices import notice
 from longvid_train.training.strategies.zero import ZeroStrategy
 
 NAMED_SAMPLES = 8
@@ -119,6 +121,9 @@ def _broken_state(trainer: pl.Trainer, what: str) -> str:
 
 def _last_good(trainer: pl.Trainer) -> str:
     """The newest checkpoint on disk: all of them were checked before they were written."""
+    failure = save_queue(trainer).finish()
+    if failure is not None:
+        notice(str(failure))
     folder = Path(str(getattr(trainer.checkpoint_callback, "dirpath", None) or trainer.default_root_dir))
     readable, _ = by_age(folder)
     return str(readable[0].path) if readable else NO_CHECKPOINT

@@ -1,6 +1,7 @@
 """The checkpoints of a run: Lightning's ``ModelCheckpoint`` with rolling ``last-step=<n>.ckpt`` files."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,25 @@ from longvid_train.training.checkpoint_io import (
     publish,
     remove_checkpoint,
     remove_in_progress,
+    save_queue,
 )
 from longvid_train.training.last_checkpoint import ORIGIN_KEY, by_age
 from longvid_train.training.nan_guard import NonFiniteError, check_finite_state
 from longvid_train.training.notices import notice
 from longvid_train.training.record import RECORD_FILE
 from longvid_train.training.stop_signal import StopRequestedError
+from longvid_train.training.strategies.zero import ZeroStrategy
 from longvid_train.training.strategies.zero_weights import full_size
 
 LAST_NAME = "last-{step}"
 LAST_PATTERN = "last-*.ckpt"
 ADAM_MOMENTS = 2
 """Tensors AdamW keeps for each trained one; frozen weights are not in checkpoints."""
+
+NOT_UNDER_ZERO = (
+    "checkpoint.asynchronous is true under ZeroStrategy, whose folders DeepSpeed writes: its own background writer "
+    "drops a checkpoint in silence when its process has died; set checkpoint.asynchronous to false"
+)
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -41,20 +49,35 @@ class RunCheckpoint(ModelCheckpoint):
     Args:
         keep_last: how many ``last-step=<n>.ckpt`` to keep: 2, so that a damaged newest one does not end the run; -1
             keeps all.
+        asynchronous: write in a background thread while training goes on. Training then waits for a copy in the host's
+            memory, as large as the checkpoint, and for the checkpoint before if that is not on disk yet. A write that
+            failed ends the run between two steps.
         **options: those of ``ModelCheckpoint``.
     """
 
-    def __init__(self, *, keep_last: int = 2, **options: Any) -> None:
+    def __init__(self, *, keep_last: int = 2, asynchronous: bool = False, **options: Any) -> None:
         if keep_last != -1 and keep_last < 1:
             raise UserError(f"checkpoint.keep_last is {keep_last}; it must be at least 1, or -1 to keep all")
         super().__init__(**options)
         self.keep_last = keep_last
+        self.asynchronous = asynchronous
         self._start = 0
 
     @property
     def folder(self) -> Path:
         """Where the checkpoints are."""
         return Path(str(self.dirpath))
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Choose how files are written.
+
+        Raises:
+            UserError: asynchronous saving under ZeRO.
+        """
+        super().setup(trainer, pl_module, stage)
+        if self.asynchronous and isinstance(trainer.strategy, ZeroStrategy):
+            raise UserError(NOT_UNDER_ZERO)
+        save_queue(trainer).background = self.asynchronous
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Clear what a killed run left half-written and check that a checkpoint fits on the disk.
@@ -76,6 +99,26 @@ class RunCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         self._last_global_step_saved = trainer.global_step
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop between two steps if a write in the background failed.
+
+        Raises:
+            CheckpointWriteError: it did.
+        """
+        if find_boundary(trainer).at_boundary:
+            save_queue(trainer).raise_failure()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Wait until the last state is on disk.
+
+        Raises:
+            CheckpointWriteError: a write in the background failed.
+        """
+        super().on_train_end(trainer, pl_module)
+        save_queue(trainer).wait()
+
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -91,9 +134,13 @@ class RunCheckpoint(ModelCheckpoint):
         """Save the state of the last optimiser step, where there is one to trust (validate and predict have none)."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
+        failure = save_queue(trainer).finish()
+        if failure is not None:
+            notice(str(failure))
         agreed = trainer.world_size == 1 or isinstance(exception, StopRequestedError)
         if agreed and not isinstance(exception, (CheckpointWriteError, NonFiniteError)):
             self._save_boundary(trainer)
+            save_queue(trainer).wait()
         if isinstance(exception, StopRequestedError):
             readable, _ = by_age(self.folder)
             exception.checkpoint = readable[0].path if readable else None
@@ -113,12 +160,18 @@ class RunCheckpoint(ModelCheckpoint):
         saved = Path(self._last_checkpoint_saved) if self._last_checkpoint_saved else None
         if saved is not None and self._last_global_step_saved == trainer.global_step:
             if trainer.is_global_zero:
-                publish(saved, target)
+                save_queue(trainer).run(partial(publish, saved, target), creates=target)
             trainer.strategy.barrier("last checkpoint")
         else:
             self._save_checkpoint(trainer, str(target))
         if trainer.is_global_zero:
-            self._prune(target)
+            save_queue(trainer).run(partial(self._prune, target))
+
+    def file_exists(self, filepath: str | Path, trainer: pl.Trainer) -> bool:
+        """Whether a checkpoint of that name is on rank 0's disk, or will be when what is being written is done."""
+        promised = trainer.is_global_zero and save_queue(trainer).promises(Path(filepath))
+        there = promised or (trainer.is_global_zero and Path(filepath).exists())
+        return bool(trainer.strategy.reduce_boolean_decision(there, all=False))
 
     def _free_name(self, trainer: pl.Trainer, monitor_candidates: dict[str, torch.Tensor]) -> Path:
         """A name of this step that no file has: an earlier attempt of the run may have passed the step already."""
