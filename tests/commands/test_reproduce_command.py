@@ -43,12 +43,47 @@ def test_a_claim_leaves_a_table_a_plot_json_and_every_answer(models: Path, tmp_p
     assert "choose another --out" in capsys.readouterr().err
 
 
+def test_claims_that_ask_nothing_stand_in_the_same_table(models: Path, tmp_path: Path, capsys) -> None:
+    command = ["reproduce", "intp-roofline", "embeddings", "--out", str(tmp_path), "--models", str(models)]
+    assert main([*command, "--processes", "1", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [claim["claim"] for claim in said["claims"]] == ["intp-roofline", "embeddings"]
+    table = (tmp_path / "table.md").read_text()
+    assert "| intp-roofline | Table 1: KV (GB) | 9 of 9 numbers" in table and "| embeddings | Figure 1b" in table
+    assert (tmp_path / "embeddings" / "embeddings.png").is_file()
+    kept = json.loads((tmp_path / "embeddings" / "scores.json").read_text())
+    assert kept == said["claims"][1] and -1 <= kept["silhouette"]["mean"] <= 1
+
+
+def test_claims_may_be_checked_without_models_that_none_of_them_reads(tmp_path: Path) -> None:
+    assert main(["reproduce", "intp-roofline", "--out", str(tmp_path), "--models", "/nowhere"]) == 0
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(models: Path, tmp_path: Path, capfd) -> None:
+    names = ["embeddings", "visual-window", "intp-roofline"]
+    size = ["--episodes", "2", "--seeds", "1", "--models", str(models), "--json"]
+    found = []
+    for processes in ("1", "2"):
+        assert main(["reproduce", *names, *size, "--out", str(tmp_path / processes), "--processes", processes]) == 0
+        said = capfd.readouterr()
+        found.append(json.loads(said.out)["claims"])
+    assert found[0] == found[1] and len(found[0]) == 3
+    assert "3 of 3 claims" in said.err
+    (tmp_path / "2" / "visual-window" / "cells" / "settings.json").write_text("{}")
+    assert main(["reproduce", *names, *size, "--out", str(tmp_path / "2"), "--processes", "2"]) == 2
+    error = capfd.readouterr().err
+    assert "choose another --out" in error and "Traceback" not in error
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["visual-windw"], "did you mean 'visual-window'"),
         (["--episodes", "1"], "--episodes is 1; an interval needs at least 2"),
         (["--seeds", "0"], "--seeds is 0; it must be at least 1"),
+        (["--processes", "0"], "--processes is 0; it must be at least 1"),
+        (["embeddings", "--models", "/nowhere"], "/nowhere/nano_onevision holds no model; name the folder of nano_"),
         (["--models", "/nowhere"], "holds no model; name the folder of nano_onevision"),
         (["intp-kv-bits-llama-vid"], "is about a LLaMA-VID, and none ships; name a folder with --llama-vid"),
         (

@@ -1,5 +1,6 @@
 """The claims' questions, cells, checks and pages, on tiny untrained backbones and on made-up scores."""
 
+import copy
 import json
 import random
 from dataclasses import replace
@@ -12,8 +13,9 @@ import torch
 from longvid_train.adaptation.reading import load_adaptation
 from longvid_train.adaptation.settings import Adaptation
 from longvid_train.errors import UserError
+from longvid_train.evaluation.claims import answering
 from longvid_train.evaluation.claims.answering import Answered, answer_clips, encode_clips
-from longvid_train.evaluation.claims.catalogue import CLAIMS, choose_claims
+from longvid_train.evaluation.claims.catalogue import ALL, CLAIMS, choose_claims
 from longvid_train.evaluation.claims.cells import BackboneAnswers, CellStore, Grid, Scores, run_grid
 from longvid_train.evaluation.claims.held_out import KINDS, held_out_clips
 from longvid_train.evaluation.claims.methods import INTP_METHODS, TUNED, VISUAL_WINDOW_METHODS, tuned_method
@@ -90,6 +92,33 @@ def test_answers_are_those_of_one_question_alone_under_the_window(onevision) -> 
         assert used.scale == 2.0  # 64 visual tokens on a window of 8 frames
         assert processor.tokenizer.decode(made[0], skip_special_tokens=True).strip() == one.answer
         assert one.score == float(one.answer == one.truth)
+
+
+def test_methods_that_rotate_alike_share_their_answers(onevision, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the language window nothing is extended: one generation answers for all that show the same tokens."""
+    backbone, processor = onevision
+    methods = {one.name: one for one in VISUAL_WINDOW_METHODS}
+    batches: list[int] = []
+    monkeypatch.setattr(answering, "generate", lambda *given, **more: batches.append(1) or generate(*given, **more))
+
+    def held_out(frames: int, seed: int):
+        return held_out_clips(episodes=2, duration_s=16.0, frames=frames, seed=seed, seen_only=True)
+
+    def asked(name: str, answers: BackboneAnswers, seed: int = 0) -> int:
+        before = len(batches)
+        answers(methods[name], 16, seed)
+        return len(batches) - before
+
+    shared = BackboneAnswers(lambda _: backbone, processor, held_out)
+    assert [asked(name, shared) for name in ("none", "yarn", "ntk", "linear")] == [1, 0, 0, 0]
+    assert [asked(name, shared) for name in ("visual_yarn", "visual_ntk", "visual_yarn_progressive")] == [1, 1, 1]
+    assert asked("none", shared, seed=1) == 1  # other clips
+    for name in ("yarn", "visual_yarn"):
+        alone = BackboneAnswers(lambda _: backbone, processor, held_out)
+        assert alone(methods[name], 16, 0) == shared(methods[name], 16, 0)
+    weights = [backbone, copy.deepcopy(backbone)]
+    tuned = BackboneAnswers(lambda method: weights[method.name == "yarn"], processor, held_out)
+    assert [asked(name, tuned) for name in ("none", "yarn", "ntk")] == [1, 1, 0]  # other weights answer for themselves
 
 
 def test_a_run_goes_on_where_it_stopped_and_answers_as_one_run(onevision, tmp_path: Path) -> None:
@@ -172,7 +201,7 @@ def test_pages_hold_every_number(tmp_path: Path) -> None:
     claim = CLAIMS["intp-frames"]
     scores = made_scores(claim, lambda method, frames: frames / 100)
     checks = claim.checks(scores)
-    table = checks_table([(claim, checks)])
+    table = checks_table([(claim.name, checks)])
     assert table.count("\n") == 1 + len(checks) and "does not reproduce here" in table
     rows = scores_table(claim, scores).splitlines()
     assert len(rows) == 2 + len(claim.grid.methods)
@@ -185,9 +214,10 @@ def test_pages_hold_every_number(tmp_path: Path) -> None:
 
 
 def test_claims_are_chosen_by_name() -> None:
-    assert [claim.name for claim in choose_claims([], llama_vid=True)] == list(CLAIMS)
+    assert [claim.name for claim in choose_claims([], llama_vid=True)] == list(ALL)
     shipped = [claim.name for claim in choose_claims([], llama_vid=False)]
-    assert shipped == [name for name in CLAIMS if name != "intp-kv-bits-llama-vid"]
+    assert shipped == [name for name in ALL if name != "intp-kv-bits-llama-vid"]
+    assert {"visual-window", "intp-roofline", "zoomvlm", "zoomvlm-ablations", "embeddings"} <= set(shipped)
     assert [claim.name for claim in choose_claims(["intp-frames"], llama_vid=False)] == ["intp-frames"]
     with pytest.raises(UserError, match="did you mean 'visual-window'"):
         choose_claims(["visual-windw"], llama_vid=False)

@@ -10,6 +10,7 @@ import pytest
 from longvid_train.evaluation.claims import coded
 from longvid_train.evaluation.claims.answering import Answered
 from longvid_train.evaluation.claims.asking import ask_clips, chat_under
+from longvid_train.evaluation.claims.cache_plot import cache_png
 from longvid_train.evaluation.claims.catalogue import CLAIMS
 from longvid_train.evaluation.claims.cells import Grid, Scores
 from longvid_train.evaluation.claims.claim import Claim
@@ -48,6 +49,7 @@ def made_scores(claim: Claim, right) -> Scores:
                     answer="",
                     score=float(index < round(30 * right(method.name, kind))),
                     cache_bits=None if method.name == FULL else 2.5,
+                    cache_bytes=4096.0 if method.name == FULL else 1024.0,
                 )
                 for kind in KINDS
                 for index in range(30)
@@ -84,6 +86,9 @@ def test_answers_come_from_the_named_cache(untrained_onevision: Path, tmp_path: 
     answers = CodedAnswers(untrained_onevision, coding, partial(few, 2), tmp_path)
     full = answers(method_of(CLAIM, FULL), 32, 0)
     assert all(one.cache_bits is None for one in full) and len(encoded) == 2
+    numbers = 2 * 4 * 4 * 32  # keys and values of every layer, head and dimension
+    positions = [one.cache_bytes / (4 * numbers) for one in full]
+    assert all(32 * 4 < count < 32 * 4 + 40 and count == int(count) for count in positions)
     backbone = load_backbone(untrained_onevision, dtype="float32")
     alone = ask_clips(
         chat_under(backbone, BackboneProcessor.load(untrained_onevision, backbone.facts), ADAPTATION), few(2, 32, 0)
@@ -94,6 +99,8 @@ def test_answers_come_from_the_named_cache(untrained_onevision: Path, tmp_path: 
     for name, bits in BITS.items():
         found = answers(method_of(CLAIM, name), 32, 0)
         assert {one.cache_bits for one in found} == {bits}
+        (held,) = {one.cache_bytes for one in found}
+        assert bits / 32 * min(one.cache_bytes for one in full) < held < min(one.cache_bytes for one in full)
         assert [one.question for one in found] == [one.question for one in full]
         assert (tmp_path / name / CONFIG_NAME).is_file()
     assert len(encoded) == 2 + 2  # the clips, and those of the calibration
@@ -132,6 +139,9 @@ def test_pages_show_the_bits() -> None:
     bits = {one["method"]: one["bits_per_number"] for one in claim_values(claim, scores, ())["bits"]}
     assert bits == {name: 32.0 if name == FULL else 2.5 for name in WORDS}
     assert claim_png(claim, scores).startswith(b"\x89PNG")
+    held = {one["method"]: one["bytes_per_question"] for one in claim_values(claim, scores, ())["cache_bytes"]}
+    assert held == {name: 4096.0 if name == FULL else 1024.0 for name in WORDS}
+    assert cache_png(claim, scores).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("name", ["visual-window", "intp-frames"])

@@ -14,7 +14,7 @@ from longvid_train.evaluation.claims.held_out import HeldOut
 from longvid_train.generate.scoring import score_answer
 from longvid_train.models.backbones import BackboneProcessor, generate, video_tokens
 from longvid_train.models.backbones.protocol import Backbone
-from longvid_train.rope.extension import extended
+from longvid_train.rope.extension import Fingerprint, installed, prepare
 from longvid_train.rope.scale import TokenCounts
 from longvid_train.tokens.plan import TokenPlan
 from longvid_train.world.render import render_frame
@@ -31,7 +31,8 @@ class Answered:
     """One question, the model's answer and its score between 0 and 1.
 
     Questions that were asked one by one (`asking`) also have what they took: tokens of the video, tokens generated and
-    wall-clock seconds. Answers from a compressed KV cache (`coded`) have its measured bits a number.
+    wall-clock seconds. Answers of a claim about KV caches (`coded`) have the measured bytes of the cache, a question's
+    share of its batch, and of a compressed one the measured bits a number.
     """
 
     kind: str
@@ -43,6 +44,11 @@ class Answered:
     new_tokens: int | None = None
     seconds: float | None = None
     cache_bits: float | None = None
+    cache_bytes: float | None = None
+
+
+KnownTexts = dict[tuple[int, Fingerprint], list[str]]
+"""Texts by the batch's first question and the rotations it was answered under: equal rotations compute the same."""
 
 
 @torch.no_grad()
@@ -64,6 +70,7 @@ def answer_clips(
     tokens: torch.Tensor,
     plan: TokenPlan,
     adaptation: Adaptation,
+    known: KnownTexts | None = None,
 ) -> list[Answered]:
     """Answer every question of every clip, greedily, under the adaptation's window.
 
@@ -76,6 +83,8 @@ def answer_clips(
         tokens: ``(E, T, H)`` from `encode_clips`.
         plan: that made them.
         adaptation: its window is installed.
+        known: of the same model, clips, tokens and plan: batches under rotations that it holds are not answered again,
+            and the others are added. Windows that extend nothing yet share their answers so.
 
     Returns:
         Clip after clip, question after question.
@@ -85,7 +94,16 @@ def answer_clips(
     texts: list[str] = []
     for first in range(0, len(asked), BATCH):
         rows = [row for row, _ in asked[first : first + BATCH]]
-        texts += _answer(backbone, processor, prompts[first : first + BATCH], tokens[rows], plan, adaptation)
+        texts += _answer(
+            backbone,
+            processor,
+            prompts[first : first + BATCH],
+            tokens[rows],
+            plan,
+            adaptation,
+            {} if known is None else known,
+            first,
+        )
     return [
         Answered(
             kind=question.kind,
@@ -105,16 +123,22 @@ def _answer(
     tokens: torch.Tensor,
     plan: TokenPlan,
     adaptation: Adaptation,
+    known: KnownTexts,
+    first: int,
 ) -> list[str]:
-    """Texts of one batch, its prompts padded on the left."""
+    """Texts of the batch that begins with question ``first``, its prompts padded on the left."""
     longest = max(len(ids) for ids in prompts)
+    counts = TokenCounts(visual=plan.frame_tokens, total=longest + NEW_TOKENS)
+    extension = prepare(backbone.model, adaptation.window, counts=counts, trained=backbone.facts.trained)
+    if (first, extension.fingerprint) in known:
+        return known[first, extension.fingerprint]
     padding = processor.tokenizer.pad_token_id
     ids = torch.stack([torch.nn.functional.pad(one, (longest - len(one), 0), value=padding) for one in prompts])
     mask = torch.stack([torch.arange(longest) >= longest - len(one) for one in prompts]).long()
-    counts = TokenCounts(visual=plan.frame_tokens, total=longest + NEW_TOKENS)
-    with extended(backbone.model, adaptation.window, counts=counts, trained=backbone.facts.trained):
+    with installed(backbone.model, extension):
         made = generate(
             backbone, ids, tokens.flatten(0, 1), attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False
         )
     texts: list[str] = processor.tokenizer.batch_decode(made, skip_special_tokens=True)
-    return [text.strip() for text in texts]
+    known[first, extension.fingerprint] = [text.strip() for text in texts]
+    return known[first, extension.fingerprint]

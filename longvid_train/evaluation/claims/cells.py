@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from longvid_train.errors import UserError
-from longvid_train.evaluation.claims.answering import Answered, answer_clips, encode_clips
+from longvid_train.evaluation.claims.answering import Answered, KnownTexts, answer_clips, encode_clips
 from longvid_train.evaluation.claims.asking import ask_clips, chat_under
 from longvid_train.evaluation.claims.held_out import HeldOut
 from longvid_train.evaluation.claims.methods import Method
@@ -115,6 +115,10 @@ class Scores:
         found = [one.cache_bits for (name, _), cell in self._answers.items() if name == method for one in cell]
         return fmean(32.0 if bits is None else bits for bits in found)
 
+    def cache_bytes(self, method: str, frames: int) -> float:
+        """Measured bytes of a question's KV cache under a method of a claim about caches, mean over a cell."""
+        return fmean(one.cache_bytes for one in self._answers[method, frames] if one.cache_bytes is not None)
+
 
 def run_grid(
     grid: Grid,
@@ -149,6 +153,8 @@ def run_grid(
 class BackboneAnswers:
     """Answers under the methods' adaptations; methods of the same plan share a clip's visual tokens.
 
+    Methods that also rotate alike, as all do within the trained window, share their answers.
+
     Args:
         backbones: the model that answers for a method. Visual tokens are shared: they differ elsewhere.
         processor: of the checkpoint.
@@ -169,15 +175,18 @@ class BackboneAnswers:
         self._shown: tuple[int, int] | None = None
         self._clips: tuple[HeldOut, ...] = ()
         self._tokens: dict[TokenPlan, torch.Tensor] = {}
+        self._known: dict[tuple[TokenPlan, int], KnownTexts] = {}
 
     def __call__(self, method: Method, frames: int, seed: int) -> list[Answered]:
         """Clip after clip, question after question."""
         if self._shown != (frames, seed):
-            self._shown, self._clips, self._tokens = (frames, seed), self._held_out(frames, seed), {}
+            self._shown, self._clips = (frames, seed), self._held_out(frames, seed)
+            self._tokens, self._known = {}, {}
         backbone, clips = self._backbones(method), self._clips
         if self._one_by_one:
             return ask_clips(chat_under(backbone, self._processor, method.adaptation), clips)
         plan = method.adaptation.plan_frames(frames, backbone.facts.grid)
         if plan not in self._tokens:
             self._tokens[plan] = encode_clips(backbone, self._processor, clips, plan)
-        return answer_clips(backbone, self._processor, clips, self._tokens[plan], plan, method.adaptation)
+        known = self._known.setdefault((plan, id(backbone)), {})
+        return answer_clips(backbone, self._processor, clips, self._tokens[plan], plan, method.adaptation, known)

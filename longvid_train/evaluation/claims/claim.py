@@ -1,7 +1,9 @@
-"""What a claim is: a grid of methods and frames on a nano model, and what a paper says about it."""
+"""What a claim is: what a paper says, and how it is checked here: by answers to questions, or by computing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from longvid_train.evaluation.claims.cells import Grid, Scores
 from longvid_train.evaluation.claims.coded import Coding
@@ -19,8 +21,44 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What was found about a claim.
+
+    Attributes:
+        checks: rows of the table of all claims.
+        tables: Markdown for people.
+        values: everything as JSON can hold it.
+        plots: PNG files by their names.
+    """
+
+    checks: tuple[Check, ...]
+    tables: str
+    values: dict[str, Any]
+    plots: dict[str, bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputedClaim:
+    """A claim about shapes or tensors: nothing is asked.
+
+    Attributes:
+        name: for the command line.
+        title: for people, with the paper's table or figure.
+        model: folder of the nano model under the package's assets; ``None`` where none is read.
+        cpu_s: CPU seconds it takes, as measured on two cores of the machine in docs/LOG.md.
+        find: given the folder of the model.
+    """
+
+    name: str
+    title: str
+    model: str | None
+    cpu_s: int
+    find: Callable[[Path | None], Finding]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A claim and how it is checked.
+    """A claim about answers and how it is checked.
 
     Attributes:
         name: for the command line.
@@ -32,6 +70,7 @@ class Claim:
         grid: what is run.
         held_out: questions of so many episodes, at a number of frames, from a seed.
         checks: rows of the table.
+        cpu_s: CPU seconds of the default episodes and seeds, as measured on two cores of the machine in docs/LOG.md.
         coding: of a claim whose methods are KV caches; ``None`` where they are adaptations.
     """
 
@@ -43,6 +82,7 @@ class Claim:
     grid: Grid
     held_out: Callable[[int, int, int], tuple[HeldOut, ...]]
     checks: Callable[[Scores], tuple[Check, ...]]
+    cpu_s: int
     coding: Coding | None = None
 
 

@@ -18,6 +18,7 @@ from longvid_train.evaluation.claims.answering import BATCH, NEW_TOKENS, Answere
 from longvid_train.evaluation.claims.asking import frames_of
 from longvid_train.evaluation.claims.held_out import HeldOut
 from longvid_train.evaluation.claims.methods import Method
+from longvid_train.generate.answer import Answer
 from longvid_train.generate.backbone_engine import BackboneEngine
 from longvid_train.generate.backbone_prompting import BackbonePrompting
 from longvid_train.generate.chat import Conversation, FramesRequest, VideoChat
@@ -99,10 +100,20 @@ class CodedAnswers:
                     answer=answer.answer,
                     score=score_answer(answer.answer, question.answer, question.kind),
                     cache_bits=None if answer.cache is None else answer.cache.bits_per_number,
+                    cache_bytes=self._cache_bytes(answer, len(batch)),
                 )
                 for (_, question), answer in zip(batch, answers, strict=True)
             ]
         return answered
+
+    def _cache_bytes(self, answer: Answer, rows: int) -> float:
+        """Of one question: the share of a compressed batch, or the positions of a plain cache; see `CacheUse`."""
+        if answer.cache is not None:
+            return answer.cache.total_bytes / rows
+        shape = cache_shape(self._plain.model.config)
+        numbers = 2 * shape.layers * shape.heads * shape.head_dim
+        positions = answer.prompt_tokens + answer.new_tokens - 1
+        return float(numbers * positions * self._plain.model.dtype.itemsize)
 
     def _clips(self, frames: int, seed: int) -> tuple[tuple[HeldOut, ...], list[Conversation]]:
         if self._shown is None or self._shown[0] != (frames, seed):

@@ -58,4 +58,5 @@ CLAIM = Claim(
     grid=Grid(methods=INTP_METHODS, frames=FRAMES),
     held_out=_held_out,
     checks=_checks,
+    cpu_s=120,
 )

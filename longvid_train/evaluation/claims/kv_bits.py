@@ -88,6 +88,7 @@ def _claim(
     frames: tuple[int, ...],
     questions: Callable[[int, int, int], tuple[HeldOut, ...]],
     videos: str,
+    cpu_s: int,
 ) -> Claim:
     calibration = partial(questions, CALIBRATION_EPISODES, frames[-1], CALIBRATION_SEED)
     return Claim(
@@ -99,6 +100,7 @@ def _claim(
         grid=Grid(methods=_methods(), frames=frames),
         held_out=questions,
         checks=partial(_checks, frames=frames),
+        cpu_s=cpu_s,
         coding=Coding(adaptation=ADAPTATION, recent_tokens=16, flush_tokens=16, calibration=calibration),
     )
 
@@ -110,6 +112,7 @@ CLAIM = _claim(
     frames=(32, 48),
     questions=partial(_questions, duration_s=8.0, gap_s=(0.0, 0.8)),
     videos="videos of 8 s as N frames of 4 tokens, no window extension; trained on at most 8 frames",
+    cpu_s=100,
 )
 
 LLAMA_VID_CLAIM = _claim(
@@ -119,4 +122,5 @@ LLAMA_VID_CLAIM = _claim(
     frames=(128,),
     questions=partial(_questions, duration_s=128.0, gap_s=(4.0, 8.0)),
     videos="videos of 128 s as N frames of 2 tokens, as in the third stage of the quickstart",
+    cpu_s=200,
 )

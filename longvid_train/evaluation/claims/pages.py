@@ -15,18 +15,24 @@ from longvid_train.evaluation.claims.held_out import KINDS
 
 COLOURS = ("#101112", "#a1a2a3", "#c77b1d", "#8d6fc1", "#d1a54f", "#5fa35f", "#c14a4a", "#2164e1", "#17a2b8", "#7a4e2d")
 
-_MARKERS = ("o", "s", "^")
+MARKERS = ("o", "s", "^")
 _BITS = (2, 3, 4, 8, 16, 32)
 
 
-def checks_table(claims: Sequence[tuple[Claim, tuple[Check, ...]]]) -> str:
-    """Markdown: paper | here | holds, a row a check."""
+def checks_table(claims: Sequence[tuple[str, tuple[Check, ...]]]) -> str:
+    """Markdown: paper | here | holds, a row a check of every claim, by its name."""
     rows = ["| claim | paper | here | holds |", "|---|---|---|---|"]
-    for claim, checks in claims:
+    for name, checks in claims:
         for check in checks:
             verdict = "yes" if check.holds else "does not reproduce here"
-            rows.append(f"| {claim.name} | {check.paper} | {check.here} | {verdict} |")
+            rows.append(f"| {name} | {check.paper} | {check.here} | {verdict} |")
     return "\n".join(rows)
+
+
+def claim_tables(claim: Claim, scores: Scores) -> str:
+    """Markdown: the scores, and what questions take where they were asked one by one."""
+    table = scores_table(claim, scores)
+    return f"{table}\n\n{costs_table(claim, scores)}" if claim.grid.one_by_one else table
 
 
 def scores_table(claim: Claim, scores: Scores) -> str:
@@ -77,7 +83,7 @@ def claim_values(claim: Claim, scores: Scores, checks: Sequence[Check]) -> dict[
     return {
         "claim": claim.name,
         "title": claim.title,
-        "checks": [{"paper": one.paper, "here": one.here, "holds": one.holds} for one in checks],
+        "checks": [asdict(one) for one in checks],
         "scores": [
             {"method": method.name, "words": method.words, "frames": count, "kind": kind or "all"}
             | _interval(scores, method.name, count, kind)
@@ -94,6 +100,12 @@ def claim_values(claim: Claim, scores: Scores, checks: Sequence[Check]) -> dict[
         "bits": [
             {"method": method.name, "bits_per_number": scores.bits(method.name)}
             for method in claim.grid.methods
+            if claim.coding is not None
+        ],
+        "cache_bytes": [
+            {"method": method.name, "frames": count, "bytes_per_question": scores.cache_bytes(method.name, count)}
+            for method in claim.grid.methods
+            for count in claim.grid.frames
             if claim.coding is not None
         ],
     }
@@ -125,7 +137,7 @@ def _draw_tokens(axes: Any, claim: Claim, scores: Scores, kind: str | None) -> N
                 [found.mean],
                 yerr=[[found.mean - found.low], [found.high - found.mean]],
                 color=COLOURS[number % len(COLOURS)],
-                marker=_MARKERS[number // len(COLOURS)],
+                marker=MARKERS[number // len(COLOURS)],
                 label=method.words,
                 capsize=2,
                 linestyle="none",
@@ -146,7 +158,7 @@ def _draw_bits(axes: Any, claim: Claim, scores: Scores, kind: str | None) -> Non
             [found.mean],
             yerr=[[found.mean - found.low], [found.high - found.mean]],
             color=COLOURS[number % len(COLOURS)],
-            marker=_MARKERS[number // len(COLOURS)],
+            marker=MARKERS[number // len(COLOURS)],
             label=method.words,
             capsize=2,
             linestyle="none",
