@@ -19,6 +19,7 @@ from longvid_train.training.exact_parser import ExactParser
 from longvid_train.training.finished_run import FinishedRun
 from longvid_train.training.last_checkpoint import check_whole, newest_whole
 from longvid_train.training.notices import notice
+from longvid_train.training.profiling.callback import ProfileSteps, ProfileWindow
 from longvid_train.training.progress import LineProgress
 from longvid_train.training.record import RunRecord, process_command_line
 from longvid_train.training.run_checkpoint import RunCheckpoint
@@ -82,6 +83,12 @@ class RunCLI(LightningCLI):
         parser.add_argument(
             "--log_interval_s", type=float, default=10.0, help="seconds between lines of progress in a log"
         )
+        parser.add_argument(
+            "--profile",
+            type=ProfileWindow | None,
+            default=None,
+            help="profile a few steps of fit and say what they wait for, e.g. --profile.after_steps 10",
+        )
         parser.link_arguments("run_dir", "trainer.default_root_dir")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.save_on_exception": True})
@@ -126,6 +133,9 @@ class RunCLI(LightningCLI):
                 resumed=bool(settings.get("ckpt_path")),
             )
         extra = _guards(run_dir) if training else []
+        window = self.config_init[self._only]["profile"]
+        if training and window is not None:
+            extra.append(ProfileSteps(run_dir, window))
         if not sys.stderr.isatty() and settings["trainer"]["enable_progress_bar"] is not False:
             extra.append(LineProgress(settings["log_interval_s"]))
         kwargs["callbacks"] = [*extra, *_listed(self.config_init[self._only]["trainer"]["callbacks"])]

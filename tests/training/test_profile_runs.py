@@ -1,0 +1,246 @@
+"""Real runs that are bound by data, computation, communication or a slow rank: each profile says so."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.profilers import Profiler
+
+from longvid_train import cli
+from longvid_train.models.llama_vid import LlamaVidConfig, LlamaVidForConditionalGeneration
+from longvid_train.training.data_wait import FetchTimer
+from longvid_train.training.module import LlamaVidTraining
+from longvid_train.training.profiling.marks import Part, PartMarks
+from longvid_train.training.tracking import read_metrics
+
+FitConfig = Callable[..., Path]
+StartFit = Callable[..., "subprocess.Popen[str]"]
+FinishFit = Callable[["subprocess.Popen[str]"], tuple[int, list[str]]]
+ZERO = Path(__file__).parents[2] / "configs" / "deepspeed"
+WORK_ON_RANK_1 = """
+import torch
+from pytorch_lightning.callbacks import Callback
+
+
+class Burden(Callback):
+    '''Rank 1 computes for seconds in its forward pass.'''
+
+    def on_train_start(self, trainer, pl_module):
+        if trainer.global_rank == 1:
+            self.hook = pl_module.model.register_forward_pre_hook(burn)
+            pl_module.model.language_model.register_forward_pre_hook(burn)
+
+
+def burn(module, words):
+    matrix = torch.ones(700, 700)
+    for _ in range(60):
+        matrix = matrix @ matrix / 700
+"""
+
+
+@pytest.fixture(scope="module")
+def large_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of 8 rows about one film of 24 frames of 1280 x 720."""
+    folder = tmp_path_factory.mktemp("large")
+    with av.open(str(folder / "film.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=8, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
+        for number in range(24):
+            frame = av.VideoFrame.from_ndarray(np.full((720, 1280, 3), 10 * number, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    turns = [{"role": "user", "text": "<video>\nwhat is the video ?"}, {"role": "assistant", "text": "red"}]
+    rows = [
+        {"id": f"{row}", "media": [{"type": "video", "path": "film.mp4"}], "conversation": turns} for row in range(8)
+    ]
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def wider_model(base: Path, folder: Path, **sizes: int) -> Path:
+    """The tiny model with another language model."""
+    shutil.copytree(base, folder)
+    config = LlamaVidConfig.from_pretrained(base)
+    values = config.to_dict()
+    values["text_config"] |= sizes
+    torch.manual_seed(0)
+    LlamaVidForConditionalGeneration(LlamaVidConfig.from_dict(values)).save_pretrained(folder)
+    return folder
+
+
+def long_texts(world: Any, rows: int, words: int) -> Path:
+    answer = {"role": "assistant", "text": " ".join(["red"] * words)}
+    conversation = [{"role": "user", "text": "what is the colour ?"}, answer]
+    path: Path = world.write("long.jsonl", [{"id": f"{row}", "conversation": conversation} for row in range(rows)])
+    return path
+
+
+def report(run: Path, steps: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "profile" / f"steps_{steps}.json").read_text())
+    return found
+
+
+class ProfilersSeen(pl.Callback):
+    """What the trainer's profiler was, and whether torch's ran, when each micro-batch began."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[type[Profiler], bool]] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.seen.append((type(trainer.profiler), torch._C._autograd._profiler_enabled()))
+
+
+def test_a_run_that_decodes_large_videos_waits_for_data(
+    fit_config: FitConfig,
+    large_videos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And nothing is wrapped or recorded outside of the window."""
+    watcher = ProfilersSeen()
+    monkeypatch.setattr("longvid_train.training.cli.FinishedRun", lambda: watcher)
+    config = fit_config(
+        data__init_args__train=str(large_videos),
+        data__init_args__media={"sampling": {"fps": 8.0}},
+        data__init_args__loading={"batch_size": 1},
+        trainer__max_steps=4,
+    )
+    run = tmp_path / "run"
+    assert cli.main(["fit", "--config", str(config), "--profile", "{after_steps: 1, steps: 2}"]) == 0
+    found = report(run, "2-3")
+    assert found["verdict"]["cause"] == "data", found
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("longvid: ")]
+    assert line.startswith("longvid: profile of steps 2 to 3: waits for data: ")
+    assert "raise data.loading.num_workers (now 0)" in line
+    (seconds,) = found["seconds_per_step"]
+    steps = {step["step"]: step for step in read_metrics(run) if "train/loss" in step}
+    waited_s = sum(steps[number]["train/data_wait_s"] for number in (1, 2)) / 2
+    assert seconds["data_wait"] == pytest.approx(waited_s, rel=0.5)
+    assert min(seconds[name] for name in ("forward", "backward", "optimizer")) > 0
+    assert not any(seconds[name] for name in ("communication", "waiting_for_ranks", "host", "validation"))
+    assert watcher.seen == [(FetchTimer, False), (PartMarks, True), (PartMarks, True), (FetchTimer, False)]
+    assert {path.name for path in (run / "profile").iterdir()} == {
+        "steps_2-3.json",
+        "steps_2-3.md",
+        "steps_2-3_rank0.trace.json.gz",
+    }
+
+
+def test_a_run_of_long_texts_is_bound_by_computation(
+    fit_config: FitConfig, world: Any, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The window is the whole run, and validation and checkpoints are parts of their own."""
+    model = wider_model(tiny_model_folder, tmp_path / "wide", hidden_size=192, intermediate_size=512)
+    config = fit_config(
+        model__init_args__model=str(model),
+        data__init_args__train=str(long_texts(world, 16, 150)),
+        data__init_args__val=str(long_texts(world, 16, 150)),
+        data__init_args__loading={"batch_size": 8},
+        trainer__max_steps=2,
+        trainer__val_check_interval=1,
+        trainer__limit_val_batches=1,
+        checkpoint={"every_n_train_steps": 1},
+        profile={"after_steps": 0, "steps": 2},
+    )
+    assert cli.main(["fit", "--config", str(config)]) == 0
+    found = report(tmp_path / "run", "1-2")
+    assert found["verdict"]["cause"] == "compute", found
+    (seconds,) = found["seconds_per_step"]
+    assert min(seconds["validation"], seconds["checkpoint"]) > 0
+    assert sum(seconds[name] for name in ("forward", "backward", "optimizer")) > 4 * seconds["data_wait"]
+
+
+def test_mistakes_are_one_line_before_weights_load(
+    fit_config: FitConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(LlamaVidTraining, "load", lambda self: pytest.fail("weights were loaded"))
+    config = fit_config(trainer__max_steps=5)
+    for words, expected in (
+        (["--profile.steps", "0"], "profile.steps is 0; it must be at least 1"),
+        (["--profile.after_steps=-1"], "profile.after_steps is -1; it must be at least 0"),
+        (
+            ["--profile", "{after_steps: 3, steps: 3}"],
+            "the profile's window ends with step 6, and trainer.max_steps is 5; lower profile.after_steps or "
+            "profile.steps, or raise trainer.max_steps",
+        ),
+    ):
+        assert cli.main(["fit", "--config", str(config), *words]) == 2
+        assert capsys.readouterr().err.splitlines()[-1] == f"longvid: {expected}"
+
+
+@pytest.mark.slow
+def test_a_profile_changes_nothing(fit_config: FitConfig, tmp_path: Path) -> None:
+    config = fit_config()
+    runs = [tmp_path / "run", tmp_path / "plain"]
+    for run, words in zip(runs, (["--profile", "{after_steps: 1, steps: 2}"], []), strict=True):
+        assert cli.main(["fit", "--config", str(config), "--run_dir", str(run), *words]) == 0
+        assert (run / "profile").exists() == bool(words)
+    losses = [[line["train/loss"] for line in read_metrics(run) if "train/loss" in line] for run in runs]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
+
+
+def two_ranks(config: Path, run: Path, *words: str) -> list[str]:
+    return ["--config", str(config), *words, "--run_dir", str(run), "--trainer.devices", "2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+def test_two_ranks_with_many_weights_and_little_work_wait_for_communication(
+    strategy: str,
+    fit_config: FitConfig,
+    world: Any,
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    start_fit: StartFit,
+    finish_fit: FinishFit,
+) -> None:
+    """A row of a few words asks for every gradient of a long table of words to be sent."""
+    model = wider_model(tiny_model_folder, tmp_path / "words", vocab_size=400_000)
+    config = fit_config(
+        model__init_args__model=str(model),
+        data__init_args__train=str(long_texts(world, 40, 2)),
+        data__init_args__loading={"batch_size": 1},
+        trainer__max_steps=3,
+        trainer__accumulate_grad_batches=4 if strategy == "zero2" else 1,
+        profile={"after_steps": 1, "steps": 2},
+    )
+    run = tmp_path / "run"
+    words = ["--trainer.strategy", "ddp"] if strategy == "ddp" else ["--config", str(ZERO / "zero2.yaml")]
+    status, lines = finish_fit(start_fit(*two_ranks(config, run), *words))
+    assert status == 0, lines
+    found = report(run, "2-3")
+    assert found["verdict"]["cause"] == "communication", found
+    assert "waits for communication: " in lines[-1]
+    assert len(list((run / "profile").glob("*_rank?.trace.json.gz"))) == len(found["seconds_per_step"]) == 2
+
+
+@pytest.mark.slow
+def test_a_rank_with_more_work_is_named(
+    fit_config: FitConfig, tmp_path: Path, start_fit: StartFit, finish_fit: FinishFit
+) -> None:
+    (tmp_path / "burden.py").write_text(WORK_ON_RANK_1)
+    config = fit_config(
+        data__init_args__loading={"batch_size": 1}, trainer__max_steps=3, profile={"after_steps": 1, "steps": 2}
+    )
+    run = tmp_path / "run"
+    words = ["--trainer.strategy", "ddp", "--trainer.callbacks+=burden.Burden"]
+    status, lines = finish_fit(start_fit(*two_ranks(config, run), *words, path=tmp_path))
+    assert status == 0, lines
+    found = report(run, "2-3")
+    assert (found["verdict"]["cause"], found["verdict"]["rank"]) == ("other ranks", 1), found
+    waiting, working = found["seconds_per_step"]
+    assert waiting["waiting_for_ranks"] > 0.5 * working["forward"]
+    assert waiting["waiting_for_ranks"] > 3 * waiting["communication"]
+    assert [sum(seconds[str(part)] for part in Part) for seconds in (waiting, working)] == [
+        pytest.approx(sum(working.values()), rel=0.3)
+    ] * 2
