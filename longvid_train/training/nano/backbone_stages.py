@@ -4,7 +4,8 @@
 2. ``align``: the tower and the projector. Their tokens become the bags' sums of embeddings (mean squared error).
 3. ``couple``: everything, on pictures, with the answers' loss.
 4. ``polish``: the same on questions alone, without the long dense tasks.
-5. ``finish``: the same, mostly on order, half of the clips with neighbours of one colour.
+5. ``finish``: the same, mostly on order, half of the clips with neighbours of one colour; OneVision also says what every
+   cell shows (`frame_words`).
 
 ``B`` clips of ``N`` frames of ``T`` visual tokens each, ``H`` language-model width, ``S`` tokens of a conversation.
 """
@@ -24,6 +25,7 @@ from longvid_train.models.backbones.load import AnyBackbone
 from longvid_train.training.nano.clip_batches import ClipBatch, ClipRecipe, clip_pictures, noisy_pixels
 from longvid_train.training.nano.clip_words import clear_cells, frame_bags
 from longvid_train.training.nano.dialogue import DialogueBatch
+from longvid_train.training.nano.frame_words import FrameWords
 from longvid_train.training.nano.schedule import Rate, exact_match
 from longvid_train.types import IGNORE_INDEX
 from longvid_train.world.clips import Clip
@@ -119,20 +121,37 @@ class ConversationStage(_Stage):
         visual: makes the frames' tokens.
         recipe: for its number of steps.
         rate: of learning.
+        frame_words: weight of `FrameWords`' loss; 0 leaves it out.
     """
 
     def __init__(
-        self, backbone: AnyBackbone, visual: WordTokens | PictureTokens, recipe: ClipRecipe, rate: Rate
+        self,
+        backbone: AnyBackbone,
+        visual: WordTokens | PictureTokens,
+        recipe: ClipRecipe,
+        rate: Rate,
+        *,
+        frame_words: float = 0.0,
     ) -> None:
         super().__init__(backbone, recipe, rate)
         self.visual = visual
+        self.frame_words: FrameWords | None = None
+        self.frame_weight = frame_words
+        if frame_words > 0:
+            width = backbone.model.get_input_embeddings().weight.shape[1]
+            self.frame_words = FrameWords(width, class_token=backbone.facts.grid.class_tokens == 1)
 
     def training_step(self, batch: ClipBatch, batch_index: int) -> torch.Tensor:
-        """Mean cross-entropy of the supervised tokens."""
-        loss, scores = answers_loss(self.backbone, self.visual(batch.clips), batch.dialogues)
+        """Mean cross-entropy of the supervised tokens, and the weighted loss of the frames' words."""
+        tokens = self.visual(batch.clips)
+        loss, scores = answers_loss(self.backbone, tokens, batch.dialogues)
         by_length = {f"{batch.frames}/{kind}": score for kind, score in scores.items()}
         self.log_scores({"loss": float(loss.detach()), **by_length}, len(batch.clips))
-        return loss
+        if self.frame_words is None:
+            return loss
+        words = self.frame_words(tokens, batch.clips)
+        self.log_scores({"frame_words": float(words.detach())}, len(batch.clips))
+        return loss + self.frame_weight * words
 
     def configure_optimizers(self) -> dict[str, object]:
         """AdamW over everything that gets a gradient."""

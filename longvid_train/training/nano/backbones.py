@@ -54,10 +54,11 @@ ORDER_HEAVY = ("needle", "order", "order", "order", "order", "detail")
 
 @dataclass(frozen=True, kw_only=True)
 class StageRecipe:
-    """The clips of a stage and its learning rate."""
+    """The clips of a stage, its learning rate, and the weight of the loss on every frame's words (`FrameWords`)."""
 
     clips: ClipRecipe
     rate: Rate
+    frame_words: float = 0.0
 
 
 RECIPES: dict[tuple[str, str], StageRecipe] = {
@@ -171,7 +172,7 @@ RECIPES: dict[tuple[str, str], StageRecipe] = {
     ),
     ("onevision", "finish"): StageRecipe(
         clips=ClipRecipe(
-            steps=480,
+            steps=420,
             clips=32,
             fewest_frames=7,
             first_most_frames=8,
@@ -184,6 +185,7 @@ RECIPES: dict[tuple[str, str], StageRecipe] = {
             seed=9,
         ),
         rate=Rate(peak=5e-4, warmup_steps=30, decay_from=0.2),
+        frame_words=0.3,
     ),
     ("video_llava", "finish"): StageRecipe(
         clips=ClipRecipe(
@@ -310,7 +312,7 @@ def _module(
     visual = PictureTokens(backbone, family.pictures, NOISE, recipe.clips.seed)
     if stage == "align":
         return AlignStage(backbone, words, visual, recipe.clips, recipe.rate)
-    return ConversationStage(backbone, visual, recipe.clips, recipe.rate)
+    return ConversationStage(backbone, visual, recipe.clips, recipe.rate, frame_words=recipe.frame_words)
 
 
 def _batches(
