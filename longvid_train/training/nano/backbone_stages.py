@@ -4,8 +4,8 @@
 2. ``align``: the tower and the projector. Their tokens become the bags' sums of embeddings (mean squared error).
 3. ``couple``: everything, on pictures, with the answers' loss.
 4. ``polish``: the same on questions alone, without the long dense tasks.
-5. ``finish``: the same, mostly on order, half of the clips with neighbours of one colour; OneVision also says what every
-   cell shows (`frame_words`).
+5. ``finish``: the same, mostly on order, half of the clips with neighbours of one colour; OneVision also says what
+   every cell shows (`frame_words`).
 
 ``B`` clips of ``N`` frames of ``T`` visual tokens each, ``H`` language-model width, ``S`` tokens of a conversation.
 """
