@@ -40,6 +40,7 @@ COMMANDS = {
     "world": Command("world", "render synthetic episodes with known answers"),
     "evaluate": Command("evaluate", "answer and score evaluation manifests with any model"),
     "reproduce": Command("reproduce", "check the papers' claims on nano models and held-out episodes"),
+    "ablate": Command("ablate", "run a grid of runs offline: one table, a plot, wandb runs"),
     "report": Command("report", "write the HTML report of a three-stage run"),
 }
 

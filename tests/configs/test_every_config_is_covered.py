@@ -4,6 +4,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 COVERED_BY = {
+    "ablations": "tests/ablation/test_shipped_grids.py",
     "adaptations": "tests/adaptation/test_adaptation_files.py",
     "calibration": "tests/configs/test_calibration_configs.py",
     "deepspeed": "tests/training/test_deepspeed_config.py",
