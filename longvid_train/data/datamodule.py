@@ -172,7 +172,7 @@ class ManifestDataModule(pl.LightningDataModule):
         """Shuffled batches, the same number on every rank."""
         dataset = self._dataset("train")
         collator = BatchCollator(self.processor, packed=self._loading.packing)
-        loader = self._loader(dataset, self._train_order(dataset), collator)
+        loader = self._loader(dataset, self._train_order(dataset), collator, rank=self._replicas[0])
         if self._resumed is not None:
             loader.load_state_dict(self._resumed)
         return loader
@@ -216,6 +216,15 @@ class ManifestDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> ManifestLoader:
         """Every test row once, in order, open for an answer and padded on the left."""
         return self._eval_loader("predict")
+
+    @property
+    def _replicas(self) -> tuple[int, int]:
+        """Of the training rows: which share is this rank's, and how many shares there are.
+
+        Ranks that divide one sequence among them (sequence parallelism) share their rows; the strategy knows.
+        """
+        shares = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
+        return (0, 1) if shares is None else (int(shares["rank"]), int(shares["num_replicas"]))
 
     @property
     def _rank(self) -> int:
@@ -277,17 +286,18 @@ class ManifestDataModule(pl.LightningDataModule):
         loading, trainer = self._loading, self.trainer
         if loading.global_batch_size is None or trainer is None:
             return
-        steps = accumulation_steps(loading.global_batch_size, loading.batch_size, self._world_size)
+        _, replicas = self._replicas
+        steps = accumulation_steps(loading.global_batch_size, loading.batch_size, replicas)
         if trainer.accumulate_grad_batches not in (1, steps):
             raise UserError(
                 f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, but loading.global_batch_size "
-                f"{loading.global_batch_size} of batches of {loading.batch_size} on {self._world_size} ranks needs "
+                f"{loading.global_batch_size} of batches of {loading.batch_size} on {replicas} ranks needs "
                 f"{steps}; remove accumulate_grad_batches or global_batch_size"
             )
         trainer.accumulate_grad_batches = steps
 
     def _train_order(self, dataset: ManifestDataset) -> BatchOrder:
-        loading = self._loading
+        loading, (_, replicas) = self._loading, self._replicas
         if loading.max_tokens_per_batch is not None:
             facts = self.row_table().facts()
             return TokenOrder(
@@ -297,7 +307,7 @@ class ManifestDataModule(pl.LightningDataModule):
                 max_tokens=loading.max_tokens_per_batch,
                 packed=loading.packing,
                 by_modality=loading.group_by_modality,
-                world_size=self._world_size,
+                world_size=replicas,
             )
         known = self._row_facts(dataset)
         return RowOrder(
@@ -305,7 +315,7 @@ class ManifestDataModule(pl.LightningDataModule):
             seed=loading.seed,
             shuffle=True,
             batch_size=loading.batch_size,
-            world_size=self._world_size,
+            world_size=replicas,
             facts=known,
             by_length=loading.group_by_length,
             by_modality=loading.group_by_modality,
@@ -349,14 +359,16 @@ class ManifestDataModule(pl.LightningDataModule):
             even_ranks=False,
         )
         side: PaddingSide = "left" if split == "predict" else "right"
-        return self._loader(dataset, order, BatchCollator(self.processor, side))
+        return self._loader(dataset, order, BatchCollator(self.processor, side), rank=self._rank)
 
-    def _loader(self, dataset: ManifestDataset, order: BatchOrder, collator: BatchCollator) -> ManifestLoader:
+    def _loader(
+        self, dataset: ManifestDataset, order: BatchOrder, collator: BatchCollator, *, rank: int
+    ) -> ManifestLoader:
         return make_loader(
             dataset,
             order,
             collator,
-            rank=self._rank,
+            rank=rank,
             num_workers=self._loading.num_workers,
             pin_memory=self._loading.pin_memory,
         )

@@ -28,9 +28,25 @@ def supervised_loss_sum(
     Returns:
         The float32 scalar sum (0, still attached to the graph, when nothing is supervised) and the int64 scalar count.
     """
-    targets = labels[:, 1:]
+    return aligned_loss_sum(hidden_states[:, :-1], labels[:, 1:], lm_head, chunk)
+
+
+def aligned_loss_sum(
+    hidden_states: torch.Tensor, targets: torch.Tensor, lm_head: nn.Module, chunk: int = TOKEN_CHUNK
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`supervised_loss_sum` of states beside the tokens that they predict: part of a sequence may stand alone.
+
+    Args:
+        hidden_states: ``(B, S, H)`` of the last layer, after its norm.
+        targets: ``(B, S)`` int64; predicted from the state at the same place, ``IGNORE_INDEX`` is not supervised.
+        lm_head: maps ``(n, H)`` to ``(n, vocabulary)`` logits.
+        chunk: see ``TOKEN_CHUNK``.
+
+    Returns:
+        As `supervised_loss_sum`.
+    """
     supervised = targets != IGNORE_INDEX
-    states, targets = hidden_states[:, :-1][supervised], targets[supervised]
+    states, targets = hidden_states[supervised], targets[supervised]
     count = supervised.sum()
     if len(targets) <= chunk:
         return _chunk_loss(states, targets, lm_head), count

@@ -45,7 +45,7 @@ from longvid_train.training.optimizer import OptimizerConfig
 from longvid_train.training.stages import Stage
 from longvid_train.training.strategies.zero import ZeroStrategy
 from longvid_train.training.work import sequence_lengths
-from longvid_train.types import Batch, VisualInputs
+from longvid_train.types import Batch, TextInputs, VisualInputs
 
 
 class BackboneTraining(SupervisedTraining):
@@ -115,14 +115,21 @@ class BackboneTraining(SupervisedTraining):
                     self._backbone, text["input_ids"][rows, :length], torch.cat([tokens[row] for row in rows])
                 )
                 embeds = embeds + self._zero_of_unused_parts(batch)
-                states = self.model.get_decoder()(
-                    inputs_embeds=embeds, attention_mask=text["attention_mask"][rows, :length], use_cache=False
-                ).last_hidden_state
-            loss, supervised = supervised_loss_sum(
-                states, text["labels"][rows, :length], self.model.get_output_embeddings()
-            )
+                loss, supervised = self._decoder_loss(text, rows, length, embeds)
             total, count = total + loss, count + supervised
         return total, count
+
+    def _decoder_loss(
+        self, text: TextInputs, rows: list[int], length: int, embeds: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss over the first ``length`` tokens of some rows, given their ``(rows, length, H)`` embeddings."""
+        labels = text["labels"][rows, :length]
+        if self._shard is not None:
+            return self._shard_loss(self._shard, embeds, labels)
+        states = self.model.get_decoder()(
+            inputs_embeds=embeds, attention_mask=text["attention_mask"][rows, :length], use_cache=False
+        ).last_hidden_state
+        return supervised_loss_sum(states, labels, self.model.get_output_embeddings())
 
     def answers(self, batch: Batch, decoder: AnswerDecoder, options: GenerationOptions) -> list[Generated]:
         """Answer every row under the window that it and the longest answer need."""

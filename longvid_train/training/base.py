@@ -27,6 +27,8 @@ from longvid_train.training.notices import notice
 from longvid_train.training.optimizer import OptimizerConfig, build_adamw, cosine_schedule, follow_config
 from longvid_train.training.randomness import seed_micro_batch
 from longvid_train.training.stages import Stage, apply_stage, frozen_modules, recompute_frozen_layers
+from longvid_train.training.strategies.sequence import SequenceZeroStrategy, check_sequence_parallel, shard_of
+from longvid_train.training.strategies.sequence_shard import SequenceShard, shard_loss_sum
 from longvid_train.training.strategies.zero import ZeroStrategy
 from longvid_train.training.threads import check_threads, use_threads
 from longvid_train.types import Batch
@@ -36,8 +38,9 @@ class SupervisedTraining(pl.LightningModule, ABC):
     """Trains a checkpoint on the supervised tokens of a data module's batches.
 
     The gradient of an optimiser step is that of the loss averaged over all supervised tokens of the step, whatever the
-    split into micro-batches (``accumulate_grad_batches``) and ranks (DDP or DeepSpeed's ZeRO). Random numbers of
-    micro-batch ``i`` depend on the seed, the rank and ``i`` only, so a resumed run repeats an uninterrupted one.
+    split into micro-batches (``accumulate_grad_batches``), ranks (DDP or DeepSpeed's ZeRO) and parts of sequences.
+    Random numbers of micro-batch ``i`` depend on the seed, the rank and ``i`` only, so a resumed run repeats an
+    uninterrupted one.
 
     Subclasses say how the checkpoint is read and what a batch's loss is.
 
@@ -132,7 +135,7 @@ class SupervisedTraining(pl.LightningModule, ABC):
                 batches an epoch than ``accumulate_grad_batches``.
         """
         self._fitting = stage == "fit"
-        skeleton = self.skeleton()
+        skeleton: Any = self.skeleton()
         if self.lora is None:
             apply_stage(skeleton, self.stage)
         else:
@@ -140,6 +143,10 @@ class SupervisedTraining(pl.LightningModule, ABC):
         if self._fitting:
             self.check_data(skeleton)
             check_strategy(self.trainer.strategy)
+            if isinstance(self.trainer.strategy, SequenceZeroStrategy):
+                config = skeleton.get_decoder().config
+                size = self.trainer.strategy.sequence_parallel_size
+                check_sequence_parallel(size, config, self.trainer.datamodule.loading)
             batches = len(self.trainer.datamodule.train_dataloader())
             limit = self.trainer.limit_train_batches
             batches = (
@@ -216,6 +223,8 @@ class SupervisedTraining(pl.LightningModule, ABC):
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Return the loss SUMMED over the micro-batch's supervised tokens; ``on_before_optimizer_step`` divides the
         gradient."""
+        if self._shard is not None:
+            self._shard.check_same_rows(batch["text"]["input_ids"], batch["sample_ids"])
         blank = self._blank_visual_zero(batch)
         loss, tokens = self._summed_loss(batch)
         self._window.add(batch, self.global_rank, float(loss.detach()), tokens)
@@ -265,6 +274,17 @@ class SupervisedTraining(pl.LightningModule, ABC):
         """Return the sample ids of the batch with their summed loss and token count."""
         loss, tokens = self._summed_loss(batch)
         return {"sample_ids": batch["sample_ids"], "loss_sum": float(loss), "supervised_tokens": tokens}
+
+    @property
+    def _shard(self) -> SequenceShard | None:
+        """The part of each sequence that this rank trains on, where sequences are divided and a step is under way."""
+        return shard_of(self.trainer.strategy)
+
+    def _shard_loss(
+        self, shard: SequenceShard, embeds: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss over this rank's part of rows with their visual tokens in place; see `shard_loss_sum`."""
+        return shard_loss_sum(shard, self.model.get_decoder(), self.model.get_output_embeddings(), embeds, labels)
 
     def _evaluation_step(self, name: str, batch: Batch) -> None:
         loss, tokens = self._summed_loss(batch)

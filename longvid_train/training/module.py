@@ -18,7 +18,7 @@ from longvid_train.training.checkpoint import (
     stretch_window,
 )
 from longvid_train.training.features import check_tower_frozen
-from longvid_train.training.flops import count_flops
+from longvid_train.training.flops import count_flops, trains
 from longvid_train.training.lora import LoraSettings
 from longvid_train.training.optimizer import OptimizerConfig
 from longvid_train.training.stages import Stage
@@ -89,8 +89,14 @@ class LlamaVidTraining(SupervisedTraining):
 
     def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """See `SupervisedTraining`."""
-        loss: tuple[torch.Tensor, torch.Tensor] = self.model.loss_sum(**batch["text"], **visual_keywords(batch))
-        return loss
+        shard, visual = self._shard, visual_keywords(batch)
+        if shard is None:
+            loss: tuple[torch.Tensor, torch.Tensor] = self.model.loss_sum(**batch["text"], **visual)
+            return loss
+        if "pixel_values" in visual and not trains(self.model.vision_tower):
+            visual["visual_features"] = shard.gathered(self.model.encode_frames, visual.pop("pixel_values"))
+        embeds = self.model.multimodal_embeddings(batch["text"]["input_ids"], **visual)
+        return self._shard_loss(shard, embeds, batch["text"]["labels"])
 
     def blank_visual_zero(self) -> torch.Tensor:
         """See `SupervisedTraining`: one black frame, guided by one token."""

@@ -10,6 +10,7 @@ from pytorch_lightning.callbacks import Callback
 
 from longvid_train.data.datamodule import ManifestDataModule
 from longvid_train.training.notices import notice
+from longvid_train.training.strategies.sequence import counts_rows
 from longvid_train.types import Batch, Shortening
 
 ROWS_FILE = "shortened_rows.jsonl"
@@ -42,7 +43,7 @@ class ShortenedRows(Callback):
         """Add the batch's rows."""
         if not _has_budget(trainer):
             return
-        shortened = batch["shortened"]
+        shortened = batch["shortened"] if counts_rows(trainer.strategy) else {}
         self._samples += len(shortened)
         for shortening in shortened.values():
             self._totals = Shortening(*(sum(pair) for pair in zip(self._totals, shortening, strict=True)))
@@ -53,9 +54,8 @@ class ShortenedRows(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the sum of all ranks, if anything was left out."""
-        counts = (
-            trainer.datamodule.counts().get("train") if isinstance(trainer.datamodule, ManifestDataModule) else None
-        )
+        counted = isinstance(trainer.datamodule, ManifestDataModule) and counts_rows(trainer.strategy)
+        counts = trainer.datamodule.counts().get("train") if counted else None
         skipped = (0, 0) if counts is None else (counts.too_long_samples, counts.bad_samples)
         own = torch.tensor([self._samples, *self._totals, *skipped], dtype=torch.float64, device=pl_module.device)
         total = trainer.strategy.reduce(own, reduce_op="sum")

@@ -16,6 +16,7 @@ from longvid_train.training.data_wait import FetchTimer
 from longvid_train.training.flops import PARTS
 from longvid_train.training.peak_rate import PeakRate, peak_rate
 from longvid_train.training.record import add_to_last_start
+from longvid_train.training.strategies.sequence import counts_rows
 from longvid_train.types import Batch
 
 _COUNTS = ("samples", "tokens", "frames", "slots", *PARTS)
@@ -83,7 +84,8 @@ class Throughput(Callback):
             return
         self._window.compute_s += self._clock() - self._timer.ended_s
         self._window.wait_s += self._timer.take()
-        self._window.add(pl_module.step_counts(batch))
+        if counts_rows(trainer.strategy):
+            self._window.add(pl_module.step_counts(batch))
         if trainer.global_step > self._step:
             self._step = trainer.global_step
             pl_module.log_dict(self._metrics(trainer, pl_module.device), batch_size=1)

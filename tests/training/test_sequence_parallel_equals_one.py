@@ -1,0 +1,117 @@
+"""Processes that divide each sequence among them train like one process with whole sequences."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from longvid_train import cli
+from longvid_train.models.llama_vid import LlamaVidConfig, LlamaVidForConditionalGeneration
+from longvid_train.training.tracking import read_metrics
+
+FitConfig = Callable[..., Path]
+StartFit = Callable[..., "subprocess.Popen[str]"]
+FinishFit = Callable[["subprocess.Popen[str]"], tuple[int, list[str]]]
+CONFIGS = Path(__file__).parents[2] / "configs" / "deepspeed"
+
+
+def steps(run: Path) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(run) if "train/loss" in line]
+
+
+@pytest.fixture(scope="module")
+def grouped_heads_folder(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with four attention heads over two key-value heads, and without dropout."""
+    folder = shutil.copytree(tiny_model_folder, tmp_path_factory.mktemp("grouped") / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_decoder_config"] |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config["text_config"] |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    torch.manual_seed(1)
+    LlamaVidForConditionalGeneration(LlamaVidConfig.from_pretrained(folder)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def film_config(
+    fit_config_in: FitConfig, world: Any, grouped_heads_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Stage 3 over rows of many lengths: answers of 1 to 9 tokens that may lie in any part, and rows of text alone."""
+    rows = []
+    for number in range(14):
+        colour = ("red", "green", "blue")[number % 3]
+        answer = {"role": "assistant", "text": " ".join([colour, *["video"] * (number * number % 8)])}
+        row = {"id": f"row{number}", "media": [{"type": "video", "path": f"{colour}.mp4"}]}
+        question = {"role": "user", "text": "<video>\nwhat colour is the video ?"}
+        if number % 4 == 3:
+            row, question = {"id": f"row{number}"}, {"role": "user", "text": "what is the colour ?"}
+        rows.append({**row, "conversation": [question, answer]})
+    return fit_config_in(
+        tmp_path_factory.mktemp("sequence"),
+        data__init_args__train=str(world.write("films.jsonl", rows)),
+        data__init_args__media={
+            "sampling": {"class_path": "longvid_train.video.UniformFrames", "init_args": {"count": 4}}
+        },
+        model__init_args__model=str(grouped_heads_folder),
+        model__init_args__stage={"name": "long_video", "trainable": ["language_model", "content_projector"]},
+        model__init_args__rope_scaling=4.0,
+        model__init_args__gradient_checkpointing=True,
+        model__init_args__optimizer={"lr": 1e-2, "eps": 1e-3, "weight_decay": 0.1},
+        trainer__max_epochs=1,
+        trainer__gradient_clip_val=1.0,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole_sequences(film_config: Path) -> Path:
+    """The run of one process with batches of four."""
+    run = film_config.parent / "one"
+    words = ["--config", str(film_config), "--run_dir", str(run), "--data.loading.batch_size", "4"]
+    assert cli.main(["fit", *words]) == 0
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("stage", "processes", "size", "batch_size"),
+    [
+        pytest.param(1, 2, 2, 1, id="zero1"),
+        pytest.param(2, 2, 2, 4, id="zero2 with rows of unequal lengths in a batch"),
+        pytest.param(3, 2, 2, 1, id="zero3"),
+        pytest.param(2, 4, 2, 2, id="two groups"),
+        pytest.param(1, 4, 4, 2, id="fewer key-value heads than parts"),
+    ],
+)
+def test_parts_of_sequences_train_like_the_whole_ones(
+    stage: int,
+    processes: int,
+    size: int,
+    batch_size: int,
+    film_config: Path,
+    whole_sequences: Path,
+    start_fit: StartFit,
+    finish_fit: FinishFit,
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    words = ["--config", str(film_config), "--config", str(CONFIGS / f"sequence_parallel_zero{stage}.yaml")]
+    words += ["--run_dir", str(run), "--trainer.devices", str(processes)]
+    words += [f"--trainer.strategy.init_args.sequence_parallel_size={size}"]
+    words += ["--data.loading.batch_size", str(batch_size), "--data.loading.global_batch_size", "4"]
+    assert finish_fit(start_fit(*words)) == (0, [])
+    assert len(steps(whole_sequences)) == len(steps(run)) == 4
+    for left, right in zip(steps(whole_sequences), steps(run), strict=True):
+        assert left["train/supervised_tokens"] == right["train/supervised_tokens"]
+        for name in ("train/loss", "train/grad_norm", "train/lr"):
+            assert left[name] == pytest.approx(right[name], rel=2e-5), name
+    left, right = (load_file(one / "model" / "model.safetensors") for one in (whole_sequences, run))
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        torch.testing.assert_close(value, right[name], rtol=1e-4, atol=1e-5)
