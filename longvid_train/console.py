@@ -53,11 +53,6 @@ def exit_status(program: str, words: Sequence[str] | None, body: Callable[[list[
     debug = "--debug" in words
     try:
         return body([word for word in words if word != "--debug"])
-    except UserError as error:
-        if debug:
-            raise
-        print(f"{program}: {_on_one_line(error)}", file=sys.stderr)
-        return EXIT_USER_ERROR
     except BrokenPipeError:
         return EXIT_FAILURE
     except KeyboardInterrupt:
@@ -66,14 +61,21 @@ def exit_status(program: str, words: Sequence[str] | None, body: Callable[[list[
     except Exception as error:
         if debug:
             raise
-        if isinstance(error, OSError) and error.errno in _WRONG_PLACE and error.filename is not None:
-            print(f"{program}: {error.filename}: {error.strerror}; name another file or folder", file=sys.stderr)
-            return EXIT_USER_ERROR
-        what = f"{type(error).__name__}: {_on_one_line(error)}"
-        print(f"{program}: {what} (run again with --debug for the traceback)", file=sys.stderr)
-        return EXIT_FAILURE
+        what, status = describe(error)
+        hint = " (run again with --debug for the traceback)" if status == EXIT_FAILURE else ""
+        print(f"{program}: {what}{hint}", file=sys.stderr)
+        return status
 
 
-def _on_one_line(error: Exception) -> str:
+def describe(error: BaseException) -> tuple[str, int]:
+    """What a command says of ``error`` in one line, and the exit status: 2 for a user's mistake, 1 for a failure."""
+    if isinstance(error, UserError):
+        return _on_one_line(error), EXIT_USER_ERROR
+    if isinstance(error, OSError) and error.errno in _WRONG_PLACE and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; name another file or folder", EXIT_USER_ERROR
+    return f"{type(error).__name__}: {_on_one_line(error)}", EXIT_FAILURE
+
+
+def _on_one_line(error: BaseException) -> str:
     """The message without line breaks, which names of files may hold."""
     return " ".join(str(error).splitlines())

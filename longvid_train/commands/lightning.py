@@ -3,13 +3,14 @@
 import argparse
 import logging
 import re
+import sys
 import warnings
 
 from longvid_train.errors import UserError
 
 
 def run(subcommand: str, arguments: list[str]) -> int:
-    """Run one LightningCLI subcommand and return 0, or 143 after a SIGTERM.
+    """Run one LightningCLI subcommand and return 0, 143 after a SIGTERM, or the status of the rank that failed.
 
     Raises:
         UserError: a mistake in a config, a flag, a manifest, a checkpoint or a video.
@@ -21,6 +22,7 @@ def run(subcommand: str, arguments: list[str]) -> int:
     from longvid_train.training.config_errors import one_line
     from longvid_train.training.nan_guard import NonFiniteError
     from longvid_train.training.notices import notice
+    from longvid_train.training.ranks.guard import JobFailedError
     from longvid_train.training.stop_signal import EXIT_STOPPED, StopRequestedError, how_to_continue
     from longvid_train.training.tracking import wandb_run_ends_here
 
@@ -35,6 +37,10 @@ def run(subcommand: str, arguments: list[str]) -> int:
     except StopRequestedError as stop:
         notice(how_to_continue(stop, ["longvid", subcommand, *arguments]))
         return 0 if rank_zero_only.rank else EXIT_STOPPED
+    except JobFailedError as failed:
+        if failed.line is not None:
+            print(f"longvid: {failed.line}", file=sys.stderr)
+        return failed.status
     except NonFiniteError:
         # All ranks raise it together: rank 0 reports it, and is not killed because another rank failed first.
         if not rank_zero_only.rank:

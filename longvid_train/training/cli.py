@@ -21,6 +21,9 @@ from longvid_train.training.last_checkpoint import check_whole, newest_whole
 from longvid_train.training.notices import notice
 from longvid_train.training.profiling.callback import ProfileSteps, ProfileWindow
 from longvid_train.training.progress import LineProgress
+from longvid_train.training.ranks.board import RankBoard
+from longvid_train.training.ranks.guard import RankGuard, ending_together
+from longvid_train.training.ranks.monitor import Watchdog
 from longvid_train.training.record import RunRecord, process_command_line
 from longvid_train.training.run_checkpoint import RunCheckpoint
 from longvid_train.training.shortened_rows import ShortenedRows
@@ -93,6 +96,7 @@ class RunCLI(LightningCLI):
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.save_on_exception": True})
         parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=_checkpoint_folder)
+        parser.add_class_arguments(Watchdog, "watchdog")
         parser.add_lightning_class_args(AnswerAccuracy, "answers")
         parser.link_arguments("model.init_args.model", "data.init_args.processor")
 
@@ -132,7 +136,7 @@ class RunCLI(LightningCLI):
                 name=run_dir.name,
                 resumed=bool(settings.get("ckpt_path")),
             )
-        extra = _guards(run_dir) if training else []
+        extra = _guards(run_dir, self.config_init[self._only]["watchdog"]) if training else []
         window = self.config_init[self._only]["profile"]
         if training and window is not None:
             extra.append(ProfileSteps(run_dir, window))
@@ -142,17 +146,24 @@ class RunCLI(LightningCLI):
         kwargs["plugins"] = [*_listed(self.config_init[self._only]["trainer"]["plugins"]), AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the subcommand; the processes of a failed job end together."""
+        with ending_together(self.trainer):
+            super()._run_subcommand(subcommand)
+
     def _parse_ckpt_path(self) -> None:
         """Do not read the checkpoint for hyperparameters, as Lightning does: ours hold none and can be large."""
 
 
-def _guards(run_dir: Path) -> list[Callback]:
+def _guards(run_dir: Path, watchdog: Watchdog) -> list[Callback]:
     """Callbacks of every training run, in an order that matters.
 
-    The clock is read before the others take time. A stop comes before a new step begins; the boundary stands before
-    whatever may fail; the export comes before other ends of the run, whose failure must not cost the trained model.
+    Progress is marked before anything that waits for other ranks. The clock is read before the others take time. A
+    stop comes before a new step begins; the boundary stands before whatever may fail; the export comes before other
+    ends of the run, whose failure must not cost the trained model.
     """
-    return [Throughput(), StopOnSigterm(), StepBoundary(), ExportModel(run_dir), ShortenedRows(), FinishedRun()]
+    guard = RankGuard(RankBoard(run_dir), watchdog)
+    return [guard, Throughput(), StopOnSigterm(), StepBoundary(), ExportModel(run_dir), ShortenedRows(), FinishedRun()]
 
 
 def _listed(value: Any) -> list[Any]:

@@ -4,7 +4,8 @@ Lightning's ``trainer.callbacks`` takes it:
 
   --trainer.callbacks+=longvid_train.training.trace.StateTrace --trainer.callbacks.path runs/a/trace.jsonl
 
-A continued run appends; a line cut off by a kill is left out when the trace is read.
+A continued run appends; a line cut off by a kill is left out when the trace is read. Rank ``r`` other than 0 writes
+``trace_rank<r>.jsonl`` beside it.
 """
 
 import hashlib
@@ -18,13 +19,14 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from longvid_train.training.strategies.zero import ZeroStrategy
 from longvid_train.types import Batch
 
 TracedLine = dict[str, Any]
 
 
 class StateTrace(Callback):
-    """Append the state behind every micro-batch to ``path``: rank 0 only; it reads all weights, so not for long runs.
+    """Append the state behind every micro-batch to ``path``; it reads all weights, so not for long runs.
 
     Each line has ``micro_batch`` (counted over the run), ``step``, ``epoch``, ``sample_ids``, and sums of the batch's
     tensors, Python's, numpy's and torch's generators, the parameters, the optimiser and the schedule.
@@ -37,8 +39,6 @@ class StateTrace(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Append one line."""
-        if not trainer.is_global_zero:
-            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = {
             "micro_batch": trainer.fit_loop.epoch_loop.total_batch_idx,
@@ -50,11 +50,16 @@ class StateTrace(Callback):
             "numpy_rng": digest(list(np.random.get_state())),
             "torch_rng": digest(torch.get_rng_state()),
             "parameters": digest(dict(pl_module.named_parameters())),
-            "optimizer": digest([optimizer.state_dict() for optimizer in trainer.optimizers]),
+            "optimizer": digest(_optimizer_state(trainer)),
             "schedule": digest([config.scheduler.state_dict() for config in trainer.lr_scheduler_configs]),
         }
-        with self.path.open("a", encoding="utf-8") as stream:
+        with rank_trace(self.path, trainer.global_rank).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
+
+
+def rank_trace(path: Path, rank: int) -> Path:
+    """The trace of a rank, where rank 0's is ``path``."""
+    return path if rank == 0 else path.with_name(f"{path.stem}_rank{rank}{path.suffix}")
 
 
 def read_trace(path: Path) -> list[TracedLine]:
@@ -112,6 +117,13 @@ def _feed(found: "hashlib._Hash", value: Any) -> None:
             found.update(b",")
     else:
         found.update(repr(value).encode())
+
+
+def _optimizer_state(trainer: pl.Trainer) -> Any:
+    """All of it; under ZeRO this rank's tensors, since DeepSpeed's own description holds objects too."""
+    if isinstance(trainer.strategy, ZeroStrategy):
+        return list(trainer.strategy.optimizer_state_tensors())
+    return [optimizer.state_dict() for optimizer in trainer.optimizers]
 
 
 def _is_whole(line: str) -> bool:

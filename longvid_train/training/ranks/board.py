@@ -1,0 +1,160 @@
+"""What the ranks of a job know of each other without a collective: small files in the run folder.
+
+A collective cannot tell why a rank does not come; a file can. ``ranks/rank<r>.json`` says where a rank stands, and
+``failure.json`` is written by the rank that fails first: the file can be created once, so that is the cause, and
+whatever the others run into afterwards follows from it. Files older than the `RankBoard` that reads them are of an
+earlier start.
+"""
+
+import json
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from longvid_train.files import write_json
+
+FAILURE_FILE = "failure.json"
+RANKS_FOLDER = "ranks"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankState:
+    """Where a rank stands.
+
+    Attributes:
+        rank: global.
+        host: name of its machine.
+        namespace: of its process id: two ranks of one host and namespace can look for each other's process.
+        pid: its process id.
+        step: optimiser steps done.
+        micro_batch: of this start, from 0.
+        phase: of the micro-batch, see ``Phase``.
+        doing: the phase in words.
+        ended: it left the job in order.
+    """
+
+    rank: int
+    host: str
+    namespace: int
+    pid: int
+    step: int = 0
+    micro_batch: int = -1
+    phase: int = 0
+    doing: str = "start"
+    ended: bool = False
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Ranks that wait in a collective are ahead of the one they wait for."""
+        return self.micro_batch, self.phase
+
+    @property
+    def name(self) -> str:
+        """Rank, host and process for a message."""
+        return f"rank {self.rank} ({self.host}, process {self.pid})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobFailure:
+    """Why a job ends.
+
+    Attributes:
+        rank: the rank that failed.
+        told_by: the rank that wrote this: the same, or another one if it was killed.
+        line: the cause, for the user.
+        status: exit status of the job.
+        traceback: of the failed rank; empty if it was killed.
+    """
+
+    rank: int
+    told_by: int
+    line: str
+    status: int
+    traceback: str = ""
+
+
+class RankBoard:
+    """The files of one job.
+
+    Args:
+        run_dir: folder of the run, which all hosts of the job share.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self._since_s = time.time()
+
+    @property
+    def failure_file(self) -> Path:
+        """Where the cause stands."""
+        return self.run_dir / FAILURE_FILE
+
+    def clear(self) -> None:
+        """Remove the failure of an earlier start."""
+        if not self._is_of_this_start(self.failure_file):
+            self.failure_file.unlink(missing_ok=True)
+
+    def claim(self, failure: JobFailure) -> bool:
+        """Make ``failure`` the job's cause unless there is one; whether it is now."""
+        self.clear()
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            with self.failure_file.open("x", encoding="utf-8") as stream:
+                json.dump(asdict(failure), stream, indent=2)
+        except FileExistsError:
+            return False
+        return True
+
+    def failure(self) -> JobFailure | None:
+        """The job's cause, if there is one and it is written to its end."""
+        if not self._is_of_this_start(self.failure_file):
+            return None
+        try:
+            return JobFailure(**json.loads(self.failure_file.read_text(encoding="utf-8")))
+        except json.JSONDecodeError:
+            return None
+
+    def publish(self, state: RankState) -> None:
+        """Say where a rank stands."""
+        write_json(self._state_file(state.rank), asdict(state))
+
+    def states(self, world_size: int) -> dict[int, RankState]:
+        """Where the ranks of this start stand, as far as they have said so."""
+        files = {rank: self._state_file(rank) for rank in range(world_size)}
+        return {
+            rank: RankState(**json.loads(path.read_text(encoding="utf-8")))
+            for rank, path in files.items()
+            if self._is_of_this_start(path)
+        }
+
+    def _state_file(self, rank: int) -> Path:
+        return self.run_dir / RANKS_FOLDER / f"rank{rank}.json"
+
+    def _is_of_this_start(self, path: Path) -> bool:
+        try:
+            return path.stat().st_mtime >= self._since_s
+        except FileNotFoundError:
+            return False
+
+
+def own_state(rank: int) -> RankState:
+    """This process at the start of its job."""
+    return RankState(rank=rank, host=socket.gethostname(), namespace=_pid_namespace(), pid=os.getpid())
+
+
+def is_gone(state: RankState) -> bool:
+    """Whether the process of a rank of this machine has ended."""
+    try:
+        return bool(psutil.Process(state.pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _pid_namespace() -> int:
+    """Containers of one host may have the same name and other processes under the same numbers."""
+    path = Path("/proc/self/ns/pid")
+    return path.stat().st_ino if path.exists() else 0

@@ -1,0 +1,359 @@
+"""Ranks that fail, are killed or stall: what the others know of them, what is said, and how the processes end."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from longvid_train.console import describe
+from longvid_train.errors import UserError
+from longvid_train.training.nan_guard import NonFiniteError
+from longvid_train.training.ranks import guard as guards
+from longvid_train.training.ranks.board import JobFailure, RankBoard, RankState, is_gone, own_state
+from longvid_train.training.ranks.guard import JobFailedError, RankGuard, may_follow
+from longvid_train.training.ranks.job import Job
+from longvid_train.training.ranks.monitor import RankMonitor, Watchdog, dump_stacks, stall_line
+from longvid_train.training.ranks.progress import Phase, Progress
+from longvid_train.training.save_queue import SaveQueue
+from longvid_train.training.stop_signal import StopRequestedError
+
+LONG_AGO_S = 1_000_000_000
+
+
+@pytest.fixture
+def child() -> Iterator[Callable[[str], "subprocess.Popen[bytes]"]]:
+    """Start a Python process that runs the given text; it is gone when the test ends."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(text: str) -> "subprocess.Popen[bytes]":
+        started.append(subprocess.Popen([sys.executable, "-S", "-c", text]))
+        return started[-1]
+
+    yield start
+    for process in started:
+        with suppress(ProcessLookupError):
+            process.kill()
+        process.wait()
+
+
+def trainer_of(world_size: int, *, rank: int = 0, children: list[Any] | None = None) -> Any:
+    """What a job asks of a trainer."""
+    launcher = None if children is None else SimpleNamespace(procs=children)
+    strategy = SimpleNamespace(
+        launcher=launcher, num_processes=world_size, checkpoint_io=None, barrier=lambda name: None
+    )
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=4))
+    return SimpleNamespace(
+        world_size=world_size,
+        global_rank=rank,
+        is_global_zero=rank == 0,
+        strategy=strategy,
+        global_step=2,
+        fit_loop=loop,
+    )
+
+
+def monitor_of(trainer: Any, run: Path, watchdog: Watchdog | None = None) -> RankMonitor:
+    progress = Progress(own_state(trainer.global_rank))
+    return RankMonitor(Job(trainer), RankBoard(run), progress, watchdog or Watchdog(), SaveQueue())
+
+
+def failed(rank: int, line: str = "why") -> JobFailure:
+    return JobFailure(rank=rank, told_by=rank, line=line, status=1)
+
+
+def test_the_first_failure_is_the_cause(tmp_path: Path) -> None:
+    board, other = RankBoard(tmp_path), RankBoard(tmp_path)
+    assert board.failure() is None
+    assert board.claim(failed(1))
+    assert not other.claim(failed(0))
+    assert other.failure() == board.failure() == failed(1)
+
+
+def test_files_of_an_earlier_start_do_not_count(tmp_path: Path) -> None:
+    earlier = RankBoard(tmp_path)
+    earlier.publish(own_state(1))
+    assert earlier.claim(failed(1))
+    for path in tmp_path.rglob("*.json"):
+        os.utime(path, (LONG_AGO_S, LONG_AGO_S))
+    board = RankBoard(tmp_path)
+    assert (board.failure(), board.states(2)) == (None, {})
+    assert board.claim(failed(0)), "the old cause makes room"
+    assert board.failure() == failed(0)
+    board.clear()
+    assert board.failure() == failed(0), "that of this start stays"
+
+
+def test_a_cause_that_is_being_written_is_not_read(tmp_path: Path) -> None:
+    board = RankBoard(tmp_path)
+    board.failure_file.write_text('{"rank": 1, "told')
+    assert board.failure() is None
+
+
+def test_a_process_is_gone_when_it_has_ended_also_before_its_parent_looks(child: Any) -> None:
+    process = child("input()")
+    state = replace(own_state(1), pid=process.pid)
+    assert not is_gone(state)
+    process.kill()
+    deadline = time.monotonic() + 60
+    while not is_gone(state):  # a zombie: nobody has waited for it
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.wait()
+    assert is_gone(state)
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "status"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "was ended by SIGKILL (out of memory, or from outside)", 137),
+        ("import os; os._exit(3)", "ended with status 3 and without a word", 3),
+    ],
+)
+def test_a_killed_child_is_named_by_the_rank_that_started_it(
+    tmp_path: Path, child: Any, text: str, said: str, status: int
+) -> None:
+    process = child(text)
+    process.wait()
+    started = [process]
+    monitor = monitor_of(trainer_of(2, children=started), tmp_path)
+    monitor.job.adopt_children()
+    assert started == [], "Lightning's observer, which kills everybody, has nobody left to observe"
+    RankBoard(tmp_path).publish(replace(own_state(1), host="there", pid=process.pid))
+    failure = monitor.failure()
+    assert failure is not None
+    assert failure.line == f"rank 1 (there, process {process.pid}) {said}; continue with --ckpt_path last"
+    assert (failure.rank, failure.told_by, failure.status) == (1, 0, status)
+    assert monitor.tells(failure)
+
+
+def test_a_child_that_ended_in_order_is_no_failure(tmp_path: Path, child: Any) -> None:
+    process = child("")
+    process.wait()
+    monitor = monitor_of(trainer_of(2, children=[process]), tmp_path)
+    monitor.job.adopt_children()
+    assert monitor.failure() is None
+
+
+def test_a_peer_that_left_without_a_word_is_named_and_one_that_said_so_is_not(tmp_path: Path, child: Any) -> None:
+    """Ranks that torchrun started: no rank is another's parent."""
+    process = child("input()")
+    monitor = monitor_of(trainer_of(2), tmp_path)
+    peer = replace(own_state(1), pid=process.pid)
+    monitor.board.publish(peer)
+    monitor.publish(now=True)
+    monitor.know_peers()
+    assert monitor.failure() is None
+    process.kill()
+    process.wait()
+    monitor.board.publish(replace(peer, ended=True))
+    assert monitor.failure() is None
+    monitor.board.publish(peer)
+    failure = monitor.failure()
+    assert failure is not None
+    assert failure.line.startswith(f"{peer.name} ended without a word (killed, or out of memory)")
+    assert monitor.tells(failure)
+
+
+def test_a_peer_of_another_machine_is_not_looked_for_by_its_process_number(tmp_path: Path, child: Any) -> None:
+    process = child("")
+    process.wait()
+    monitor = monitor_of(trainer_of(3), tmp_path)
+    monitor.publish(now=True)
+    monitor.board.publish(replace(own_state(1), pid=process.pid, host="elsewhere"))
+    monitor.board.publish(replace(own_state(2), pid=process.pid, namespace=-1))
+    monitor.know_peers()
+    assert monitor.failure() is None
+
+
+def test_a_rank_that_another_started_leaves_the_word_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGVID_LAUNCHER_PID", str(os.getppid()))
+    assert not monitor_of(trainer_of(2, rank=1), tmp_path).tells(failed(1))
+    monkeypatch.setenv("LONGVID_LAUNCHER_PID", "1234567")
+    monitor = monitor_of(trainer_of(2, rank=1), tmp_path)
+    assert monitor.tells(failed(1)), "the rank that started this one is not its parent any more"
+    assert not monitor.tells(failed(0))
+
+
+def test_what_may_follow_from_another_rank() -> None:
+    assert may_follow(RuntimeError("Connection closed by peer"))
+    assert may_follow(torch.distributed.DistBackendError("NCCL"))
+    assert not may_follow(MemoryError())
+    assert not may_follow(torch.OutOfMemoryError())
+    assert not may_follow(UserError("no such file"))
+
+
+@pytest.fixture
+def guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RankGuard:
+    """Rank 0 of two, looked after without a thread."""
+    monkeypatch.setattr(guards, "PATIENCE_S", 0.2)
+    made = RankGuard(RankBoard(tmp_path), Watchdog())
+    made.monitor = monitor_of(trainer_of(2), tmp_path)
+    return made
+
+
+def test_an_error_of_a_collective_is_told_as_the_failure_it_follows_from(guard: RankGuard) -> None:
+    trainer = trainer_of(2)
+    guard.board.claim(JobFailure(rank=1, told_by=1, line="rank 1: no memory", status=7))
+    with pytest.raises(JobFailedError) as told:
+        assert guard.monitor is not None
+        guard.monitor.job.children = [subprocess.Popen([sys.executable, "-S", "-c", ""])]
+        guard.tell(trainer, RuntimeError("Connection closed by peer"))
+    assert (told.value.line, told.value.status) == ("rank 1: no memory", 7)
+    assert guard.monitor.job.children[0].returncode == 0, "the cause is the last line: others have ended"
+
+
+def test_an_error_of_its_own_is_claimed_with_its_traceback(guard: RankGuard) -> None:
+    trainer = trainer_of(2)
+    try:
+        raise MemoryError("no room")
+    except MemoryError as error:
+        guard.on_exception(trainer, None, error)  # type: ignore[arg-type]
+        guard.tell(trainer, error)  # returns: the error itself is told
+    failure = guard.board.failure()
+    assert failure is not None
+    assert "failed at step 0: MemoryError: no room (its traceback is in" in failure.line
+    assert 'raise MemoryError("no room")' in failure.traceback
+    assert failure.status == 1
+
+
+def test_an_error_of_a_collective_without_another_failure_is_its_own(guard: RankGuard) -> None:
+    guard.tell(trainer_of(2), RuntimeError("shapes do not match"))
+    failure = guard.board.failure()
+    assert failure is not None
+    assert (failure.rank, failure.told_by) == (0, 0)
+
+
+@pytest.mark.parametrize("error", [StopRequestedError(3), NonFiniteError("nan"), KeyboardInterrupt(), SystemExit(1)])
+def test_what_all_ranks_raise_together_is_nobody_s_failure(guard: RankGuard, error: BaseException) -> None:
+    assert guard.settle(trainer_of(2), error) is None
+    assert guard.board.failure() is None
+
+
+def test_a_mistake_that_every_rank_finds_is_told_as_it_is(guard: RankGuard) -> None:
+    guard.board.claim(JobFailure(rank=1, told_by=1, line="rank 1 failed: --ckpt_path x", status=2))
+    guard.monitor.job.children = [subprocess.Popen([sys.executable, "-S", "-c", ""])]  # type: ignore[union-attr]
+    guard.tell(trainer_of(2), UserError("--ckpt_path x"))
+
+
+def state(rank: int, micro_batch: int = 5, phase: Phase = Phase.BACKWARD) -> RankState:
+    return RankState(
+        rank=rank, host="h", namespace=1, pid=10 + rank, step=2, micro_batch=micro_batch, phase=phase, doing=phase.name
+    )
+
+
+def test_a_rank_behind_speaks_for_itself_and_the_first_ahead_names_it(tmp_path: Path) -> None:
+    states = [state(0), state(1, phase=Phase.FORWARD), state(2), state(3, 4, Phase.OPTIMIZER)]
+    report = tmp_path / "stacks.txt"
+    lines = [stall_line(one, states, 60.4, report) for one in states]
+    assert lines[0] is not None
+    assert lines[0].startswith("rank 0 (h, process 10): no progress for 60 s at step 2, micro-batch 5 (BACKWARD)")
+    assert lines[0].endswith("waiting for rank 3 (h, process 13) at micro-batch 4 (OPTIMIZER)")
+    assert lines[1:3] == [None, None], "neither is the last, nor the first of those that wait"
+    assert lines[3] is not None
+    assert re.search(r"place_of_main_thread \(\S+\.py:\d+\); stacks of all threads: ", lines[3])
+
+
+def test_ranks_at_one_place_are_one_line(tmp_path: Path) -> None:
+    states = [state(0), state(1)]
+    lines = [stall_line(one, states, 60.0, tmp_path) for one in states]
+    assert lines[0] is not None
+    assert "where all 2 ranks are" in lines[0]
+    assert lines[1] is None
+
+
+def test_a_stall_is_reported_once_with_the_stacks_of_all_threads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monitor = monitor_of(trainer_of(1), tmp_path, Watchdog(stall_s=0.05))
+    monitor.progress.mark(Phase.FORWARD, step=3, micro_batch=7)
+    time.sleep(0.06)
+    monitor._watch_progress()
+    monitor._watch_progress()
+    (line,) = capsys.readouterr().err.splitlines()
+    report = tmp_path / "stacks_rank0.txt"
+    assert "at step 3, micro-batch 7 (forward pass)" in line
+    assert line.endswith(f"stacks of all threads: {report}")
+    text = report.read_text()
+    assert text.count("in forward pass, step 3, micro-batch 7") == 1
+    assert "in test_a_stall_is_reported_once" in text
+    monitor.progress.mark(Phase.BACKWARD, step=3)
+    monitor._watch_progress()
+    time.sleep(0.06)
+    monitor._watch_progress()
+    assert report.read_text().count("in backward pass, step 3, micro-batch 7") == 1, "a second stall is another report"
+
+
+def test_dumps_are_appended(tmp_path: Path) -> None:
+    for seconds in (1.0, 2.0):
+        dump_stacks(tmp_path, state(3), seconds)
+    heads = [line for line in (tmp_path / "stacks_rank3.txt").read_text().splitlines() if "rank 3" in line]
+    assert [re.search(r"(\d) s in", line).group(1) for line in heads] == ["1", "2"]  # type: ignore[union-attr]
+
+
+def test_the_phases_of_a_micro_batch_come_in_the_order_in_which_ranks_pass_them(tmp_path: Path) -> None:
+    guard, trainer = RankGuard(RankBoard(tmp_path), Watchdog()), trainer_of(1)
+    seen = []
+    hooks: list[tuple[Any, list[Any]]] = [
+        (guard.on_train_batch_start, [None, 0]),
+        (guard.on_before_backward, [None]),
+        (guard.on_after_backward, []),
+        (guard.on_before_optimizer_step, [None]),
+        (guard.on_train_batch_end, []),
+    ]
+    for hook, more in hooks:
+        hook(trainer, None, *more)
+        seen.append(guard._progress.read()[0].position)
+    assert seen == [(4, 1), (4, 2), (4, 3), (4, 4), (5, 0)]
+    assert seen == sorted(seen)
+
+
+def test_the_process_of_a_stalled_job_is_ended_with_a_status_of_its_own(tmp_path: Path) -> None:
+    """In a process of its own, since the training thread hangs: `_end` cannot come back."""
+    text = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from types import SimpleNamespace\n"
+        "from longvid_train.training.ranks.board import RankBoard, own_state\n"
+        "from longvid_train.training.ranks.job import Job\n"
+        "from longvid_train.training.ranks.monitor import RankMonitor, Watchdog\n"
+        "from longvid_train.training.ranks.progress import Progress\n"
+        "from longvid_train.training.save_queue import SaveQueue\n"
+        "trainer = SimpleNamespace(world_size=1, global_rank=0, strategy=SimpleNamespace(launcher=None))\n"
+        "board = RankBoard(Path(sys.argv[1]))\n"
+        "watchdog = Watchdog(stall_s=0.1, abort=True)\n"
+        "monitor = RankMonitor(Job(trainer), board, Progress(own_state(0)), watchdog, SaveQueue())\n"
+        "monitor.watches_progress = True\n"
+        "monitor.start()\n"
+        "time.sleep(1000)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", text, str(tmp_path)], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 124
+    assert "no progress for" in done.stderr.splitlines()[-1]
+    assert (tmp_path / "stacks_rank0.txt").is_file()
+
+
+def test_a_watchdog_without_time_is_a_mistake() -> None:
+    with pytest.raises(UserError, match=r"watchdog\.stall_s is 0"):
+        Watchdog(stall_s=0)
+
+
+def test_what_a_command_says_of_an_error(tmp_path: Path) -> None:
+    assert describe(UserError("a\nb")) == ("a b", 2)
+    assert describe(ValueError("x")) == ("ValueError: x", 1)
+    assert describe(PermissionError(13, "Permission denied", "/a")) == (
+        "/a: Permission denied; name another file or folder",
+        2,
+    )
+    assert json.loads(json.dumps({"line": describe(KeyError("k"))[0]}))["line"] == "KeyError: 'k'"
