@@ -15,10 +15,17 @@ from longvid_train.errors import UserError
 from longvid_train.models.backbones import BackboneProcessor, load_backbone
 from longvid_train.training.nano.backbone_stages import PictureTokens, WordTokens, answers_loss
 from longvid_train.training.nano.backbones import NOISE, RECIPES, STAGES, train_stage
-from longvid_train.training.nano.clip_batches import ClipBatches, ClipRecipe, clip_pictures, noisy_pixels
+from longvid_train.training.nano.clip_batches import (
+    ClipBatches,
+    ClipRecipe,
+    clip_pictures,
+    has_rivals,
+    noisy_pixels,
+)
 from longvid_train.training.nano.clip_words import clear_cells, frame_bags, frame_list
 from longvid_train.training.nano.dialogue import DialogueWriter, Turn, with_dense_task
 from longvid_train.training.nano.families import FAMILIES, IMAGE_SIDE, PRETRAINED
+from longvid_train.training.nano.frame_words import WORDS, FrameWords
 from longvid_train.training.nano.schedule import Rate, exact_match
 from longvid_train.types import IGNORE_INDEX
 from longvid_train.world.clips import even_clip
@@ -79,6 +86,71 @@ def test_cells_into_which_an_object_slides_are_not_clear() -> None:
 def test_frames_are_listed_in_words() -> None:
     clip = dataclasses.replace(even_clip(EPISODE, 3), times_s=(0.0, 2.0, 3.5))
     assert frame_list(clip) == "sea nothing, sea red ring 7, sea red ring 7 blue star 2"
+
+
+@pytest.mark.parametrize("class_token", [False, True])
+def test_every_clear_cell_is_read_and_no_other(class_token: bool) -> None:
+    """Against sums by hand; the half into which an object slides counts for nothing."""
+    torch.manual_seed(0)
+    clip = dataclasses.replace(even_clip(EPISODE, 3), times_s=(0.9, 3.5))
+    head = FrameWords(16, class_token=class_token)
+    tokens = torch.randn(2, 5 if class_token else 4, 16)
+    losses = []
+    for frame, time_s in enumerate(clip.times_s):
+        bags = frame_bags(EPISODE, time_s, class_token=class_token)
+        for cell, clear in enumerate(clear_cells(EPISODE, time_s, class_token=class_token)):
+            if clear:
+                shown = torch.tensor([float(word in bags[cell]) for word in WORDS])
+                odds = head.read(tokens[frame, cell]).sigmoid()
+                losses.append(-(shown * odds.log() + (1 - shown) * (1 - odds).log()).sum())
+    assert len(losses) == (2 + 5 if class_token else 2 + 4)
+    assert head(tokens, (clip,)).item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+
+
+def test_the_words_of_every_frame_move_the_tower_where_they_are_asked_for(tmp_path: Path) -> None:
+    family = FAMILIES["onevision"]
+    start = tmp_path / "start"
+    train_stage(family, "language", tiny("language", family), start=None, out=start, runs=tmp_path)
+    recipe = tiny("finish", family)
+    assert recipe.frame_words > 0 and recipe.clips.rivals > 0
+    found = {}
+    for weight in (0.0, recipe.frame_words):
+        out = tmp_path / str(weight)
+        weighted = dataclasses.replace(recipe, frame_words=weight)
+        backbone = train_stage(family, "finish", weighted, start=start, out=out, runs=tmp_path)
+        found[weight] = backbone.model.model.vision_tower.state_dict()
+        record = json.loads((out / "provenance.json").read_text())
+        assert record["recipe"]["frame_words"] == weight
+        assert record["started_from_sha256"] == hashlib.sha256((start / "model.safetensors").read_bytes()).hexdigest()
+        assert ("frame_words" in record["final_metrics"]) is (weight > 0)
+    plain, told = found.values()
+    assert any(not torch.equal(plain[name], told[name]) for name in plain)
+
+
+def test_rivals_are_neighbours_of_one_colour_and_drawn_as_often_as_wanted(family, tokenizer) -> None:
+    other = dataclasses.replace(RIGHT, colour="red")
+    assert not has_rivals(EPISODE)
+    assert has_rivals(dataclasses.replace(EPISODE, appearances=(LEFT, other)))
+    apart = dataclasses.replace(RIGHT, enter_s=5.0)
+    assert not has_rivals(dataclasses.replace(EPISODE, appearances=(LEFT, apart, other)))
+    writer = DialogueWriter(tokenizer, family.chat)
+
+    def share(rivals: float) -> float:
+        recipe = ClipRecipe(
+            steps=1,
+            clips=120,
+            fewest_frames=8,
+            first_most_frames=8,
+            most_frames=8,
+            steps_per_frame=1,
+            spacing_s=(1.0, 1.0),
+            dense=False,
+            rivals=rivals,
+        )
+        (batch,) = ClipBatches(recipe, writer, 4, 1)
+        return sum(has_rivals(clip.episode) for clip in batch.clips) / 120
+
+    assert share(0.0) < 0.5 < share(0.5) < share(1.0) == 1.0
 
 
 def test_only_answers_are_supervised_and_a_conversation_begins_as_the_processor_s_prompt(family, tokenizer) -> None:
@@ -223,17 +295,17 @@ def test_all_stages_twice_give_the_same_files(family, tmp_path: Path) -> None:
     first = train(tmp_path / "a")
     assert first == train(tmp_path / "b")
     assert {"model.safetensors", "tokenizer.json", "config.json", "video_preprocessor_config.json"} <= first.keys()
-    record = json.loads((tmp_path / "a" / "polish" / "provenance.json").read_text())
+    record = json.loads((tmp_path / "a" / "finish" / "provenance.json").read_text())
     assert record["recipe"]["clips"]["steps"] == 3 and len(record["data_hash"]) == 64
     assert record["held_out"].keys() == {"needle", "order", "detail"}
     assert all(0 <= score <= 1 for score in record["held_out"].values())
     assert (
-        record["started_from"]["started_from"]["started_from"]["recipe"]["clips"]["seed"]
+        record["started_from"]["started_from"]["started_from"]["started_from"]["recipe"]["clips"]["seed"]
         == tiny("language", family).clips.seed
     )
-    backbone = load_backbone(tmp_path / "a" / "polish")
+    backbone = load_backbone(tmp_path / "a" / "finish")
     assert backbone.model.dtype == torch.float16
-    read = AutoTokenizer.from_pretrained(tmp_path / "a" / "polish")
+    read = AutoTokenizer.from_pretrained(tmp_path / "a" / "finish")
     assert read.eos_token == family.chat.end
     assert backbone.model.generation_config.eos_token_id == read.eos_token_id
 
