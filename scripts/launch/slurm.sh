@@ -24,9 +24,17 @@ continued=()
 if compgen -G "$RUN_DIR/checkpoints/*.ckpt" >/dev/null; then
     continued=(--ckpt_path last)
 fi
+# srun reports on its tasks in many lines: the rank that failed writes status and cause here, on the first host.
+LONGVID_CAUSE_FILE=$(mktemp)
+export LONGVID_CAUSE_FILE
+trap 'rm -f "$LONGVID_CAUSE_FILE"' EXIT
 status=0
 srun --kill-on-bad-exit=1 longvid fit "$@" --run_dir "$RUN_DIR" --trainer.num_nodes "$SLURM_NNODES" \
     --trainer.devices "$SLURM_NTASKS_PER_NODE" "${continued[@]}" || status=$?
+if [[ -s $LONGVID_CAUSE_FILE ]]; then
+    read -r status cause <"$LONGVID_CAUSE_FILE"
+    echo "longvid: $cause" >&2
+fi
 if [[ $status == "$STOPPED" ]]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi

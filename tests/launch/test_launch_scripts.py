@@ -13,11 +13,23 @@ RECORDER = (
 SLURM = {"SLURM_JOB_ID": "77", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "8"}
 
 
-def call(script: str, words: list[str], folder: Path, *, status: int = 0, **variables: str) -> tuple[int, list[str]]:
-    """Run a launch script with recorders in the place of srun, scontrol and torchrun; all but scontrol end so."""
+def call(
+    script: str,
+    words: list[str],
+    folder: Path,
+    *,
+    status: int = 0,
+    then: tuple[str, str] = ("", ""),
+    **variables: str,
+) -> tuple[int, list[str]]:
+    """Run a launch script with recorders in the place of srun, scontrol and torchrun; all but scontrol end so.
+
+    ``then`` names one of them that is another script, and its text.
+    """
     for name in ("srun", "scontrol", "torchrun"):
         path = folder / name
-        path.write_text(RECORDER.format(folder=folder, status=0 if name == "scontrol" else status))
+        recorder = RECORDER.format(folder=folder, status=0 if name == "scontrol" else status)
+        path.write_text(then[1] if name == then[0] else recorder)
         path.chmod(0o755)
     ours = ("NPROC", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHRUN", "RUN_DIR")
     kept = {name: value for name, value in os.environ.items() if name not in ours and not name.startswith("SLURM_")}
@@ -95,6 +107,42 @@ def test_only_a_job_that_was_told_to_stop_goes_back_to_the_queue(status: int, re
     found, _ = call("slurm.sh", [], tmp_path, status=status, RUN_DIR=str(tmp_path / "run"), **SLURM)
     assert found == status
     assert recorded(tmp_path, "scontrol") == (["scontrol", "requeue", "77"] if requeued else None)
+
+
+@pytest.mark.parametrize("script", ["torchrun.sh", "slurm.sh"])
+def test_the_cause_of_a_failed_job_is_the_last_line_and_its_status_the_job_s(script: str, tmp_path: Path) -> None:
+    """The launcher ends with a report of its own; a rank has written what really happened."""
+    launcher = {"torchrun.sh": "torchrun", "slurm.sh": "srun"}[script]
+    variables = {"NPROC": "2", "RUN_DIR": str(tmp_path / "run"), **SLURM}
+    words = ['echo "7 rank 1: no memory" >"$LONGVID_CAUSE_FILE"', 'echo "Root Cause: rank 0" >&2', "exit 1", ""]
+    report = "\n".join(["#!/usr/bin/env bash", *words])
+    assert call(script, [], tmp_path, then=(launcher, report), **variables) == (
+        7,
+        ["Root Cause: rank 0", "longvid: rank 1: no memory"],
+    )
+
+
+def test_a_signal_to_torchrun_sh_reaches_the_job_which_ends_first(tmp_path: Path) -> None:
+    """A cluster stops the script; the job saves before it ends, and its status is the script's."""
+    waiting = (
+        "#!/usr/bin/env bash\ntrap 'sleep 0.3; echo saved >&2; exit 143' TERM\necho started >&2\nsleep 60 &\nwait $!\n"
+    )
+    path = tmp_path / "torchrun"
+    path.write_text(waiting)
+    path.chmod(0o755)
+    process = subprocess.Popen(
+        ["bash", str(LAUNCH / "torchrun.sh")],
+        env={**os.environ, "NPROC": "1", "TORCHRUN": str(path)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline() == "started\n"
+    process.terminate()
+    assert process.stderr.readline() == "saved\n"
+    assert process.wait(60) == 143
+    os.killpg(process.pid, 9)  # the sleep that stands for the job's work
 
 
 @pytest.mark.parametrize("missing", ["RUN_DIR", *SLURM])

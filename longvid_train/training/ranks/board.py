@@ -15,10 +15,13 @@ from pathlib import Path
 
 import psutil
 
-from longvid_train.files import write_json
+from longvid_train.files import write_json, write_text
 
 FAILURE_FILE = "failure.json"
 RANKS_FOLDER = "ranks"
+CAUSE_VARIABLE = "LONGVID_CAUSE_FILE"
+"""Names an empty file of this host in which a launch script wants ``STATUS CAUSE``, to print it behind its launcher's
+own words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +110,7 @@ class RankBoard:
                 json.dump(asdict(failure), stream, indent=2)
         except FileExistsError:
             return False
+        _tell_launcher(failure)
         return True
 
     def failure(self) -> JobFailure | None:
@@ -114,9 +118,11 @@ class RankBoard:
         if not self._is_of_this_start(self.failure_file):
             return None
         try:
-            return JobFailure(**json.loads(self.failure_file.read_text(encoding="utf-8")))
+            failure = JobFailure(**json.loads(self.failure_file.read_text(encoding="utf-8")))
         except json.JSONDecodeError:
             return None
+        _tell_launcher(failure)
+        return failure
 
     def publish(self, state: RankState) -> None:
         """Say where a rank stands."""
@@ -152,6 +158,12 @@ def is_gone(state: RankState) -> bool:
         return bool(psutil.Process(state.pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
+
+
+def _tell_launcher(failure: JobFailure) -> None:
+    name = os.environ.get(CAUSE_VARIABLE)
+    if name and Path(name).exists() and Path(name).stat().st_size == 0:
+        write_text(Path(name), f"{failure.status} {failure.line}\n")
 
 
 def _pid_namespace() -> int:
