@@ -38,6 +38,7 @@ from longvid_train.rope.scale import TokenCounts
 from longvid_train.rope.unextended import NoWindow
 from longvid_train.tokens.plan import make_plan
 from longvid_train.tokens.uniform import UniformPlan
+from longvid_train.training.activations import ActivationMemory
 from longvid_train.training.base import SupervisedTraining
 from longvid_train.training.checkpoint_files import CheckpointFiles
 from longvid_train.training.lora import LoraSettings
@@ -59,6 +60,7 @@ class BackboneTraining(SupervisedTraining):
         gradient_checkpointing: recompute the activations of each layer in the backward pass.
         torch_threads: CPU threads of each process; 0 keeps torch's own choice.
         lora: low-rank adapters in layers that the stage does not train; the run then exports an adapter folder.
+        activations: what else is done about the language model's activations.
     """
 
     def __init__(
@@ -70,8 +72,11 @@ class BackboneTraining(SupervisedTraining):
         gradient_checkpointing: bool = False,
         torch_threads: int = 0,
         lora: LoraSettings | None = None,
+        activations: ActivationMemory = ActivationMemory(),  # noqa: B008 - frozen
     ) -> None:
-        super().__init__(model, stage, optimizer, warmup_ratio, gradient_checkpointing, torch_threads, lora)
+        super().__init__(
+            model, stage, optimizer, warmup_ratio, gradient_checkpointing, torch_threads, lora, activations
+        )
         check_backbone_folder(Path(model))
         self.backbone: AnyBackbone | None = None
 

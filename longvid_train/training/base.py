@@ -19,6 +19,7 @@ from longvid_train.generate.generation import generate_answers
 from longvid_train.generate.options import GenerationOptions
 from longvid_train.models.fingerprint import fingerprint
 from longvid_train.models.lora import LoraShape
+from longvid_train.training.activations import ActivationMemory, check_activation_memory, save_activation_memory
 from longvid_train.training.checkpoint import check_base, keep_trained, restore_frozen
 from longvid_train.training.gradients import average_gradient
 from longvid_train.training.lora import LoraSettings, apply_lora, plan_lora
@@ -53,6 +54,7 @@ class SupervisedTraining(pl.LightningModule, ABC):
             gradients pass through.
         torch_threads: CPU threads of each process; 0 keeps torch's own choice.
         lora: low-rank adapters in layers that the stage does not train; the run then exports an adapter folder.
+        activations: what else is done about the language model's activations.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class SupervisedTraining(pl.LightningModule, ABC):
         gradient_checkpointing: bool,
         torch_threads: int,
         lora: LoraSettings | None,
+        activations: ActivationMemory,
     ) -> None:
         super().__init__()
         if not 0 <= warmup_ratio < 1:
@@ -76,6 +79,7 @@ class SupervisedTraining(pl.LightningModule, ABC):
         self.gradient_checkpointing = gradient_checkpointing
         self.torch_threads = torch_threads
         self.lora = lora
+        self.activations = activations
         self.lora_shape: LoraShape | None = None
         self.base_fingerprint = ""
         self.model: Any = None
@@ -143,6 +147,12 @@ class SupervisedTraining(pl.LightningModule, ABC):
         if self._fitting:
             self.check_data(skeleton)
             check_strategy(self.trainer.strategy)
+            check_activation_memory(
+                self.activations,
+                self.trainer.strategy,
+                self.lora,
+                gradient_checkpointing=self.gradient_checkpointing,
+            )
             if isinstance(self.trainer.strategy, SequenceZeroStrategy):
                 config = skeleton.get_decoder().config
                 size = self.trainer.strategy.sequence_parallel_size
@@ -173,6 +183,7 @@ class SupervisedTraining(pl.LightningModule, ABC):
         else:
             self.lora_shape = plan_lora(self.model, self.stage, self.lora)
             self.stage_report = apply_lora(self.model, self.lora_shape)
+        save_activation_memory(self.model.get_decoder(), self.activations)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what trains: the rest is the base model's folder, named by its fingerprint."""

@@ -9,6 +9,7 @@ from torch import nn
 from longvid_train.data.datamodule import ManifestDataModule
 from longvid_train.errors import UserError
 from longvid_train.models.llama_vid.loading import llama_vid_skeleton
+from longvid_train.training.activations import ActivationMemory
 from longvid_train.training.base import SupervisedTraining
 from longvid_train.training.batches import visual_keywords
 from longvid_train.training.checkpoint import (
@@ -40,6 +41,7 @@ class LlamaVidTraining(SupervisedTraining):
             gradients pass through.
         torch_threads: CPU threads of each process; 0 keeps torch's own choice.
         lora: low-rank adapters in layers that the stage does not train; the run then exports an adapter folder.
+        activations: what else is done about the language model's activations.
     """
 
     def __init__(
@@ -52,8 +54,11 @@ class LlamaVidTraining(SupervisedTraining):
         gradient_checkpointing: bool = False,
         torch_threads: int = 0,
         lora: LoraSettings | None = None,
+        activations: ActivationMemory = ActivationMemory(),  # noqa: B008 - frozen
     ) -> None:
-        super().__init__(model, stage, optimizer, warmup_ratio, gradient_checkpointing, torch_threads, lora)
+        super().__init__(
+            model, stage, optimizer, warmup_ratio, gradient_checkpointing, torch_threads, lora, activations
+        )
         if rope_scaling < 1:
             raise UserError(f"rope_scaling is {rope_scaling}; it must be 1 (off) or a factor above 1, e.g. 16")
         check_llama_vid_folder(model)

@@ -77,23 +77,29 @@ def whole_sequences(film_config: Path) -> Path:
     return run
 
 
+SIZE = "--trainer.strategy.init_args.sequence_parallel_size"
+TILES = ["--model.init_args.activations.mlp_tile_tokens=7", "--model.init_args.activations.offload=true"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("stage", "processes", "size", "batch_size"),
+    ("overlay", "processes", "batch_size", "more"),
     [
-        pytest.param(1, 2, 2, 1, id="zero1"),
-        pytest.param(2, 2, 2, 4, id="zero2 with rows of unequal lengths in a batch"),
-        pytest.param(3, 2, 2, 1, id="zero3"),
-        pytest.param(2, 4, 2, 2, id="two groups"),
-        pytest.param(1, 4, 4, 2, id="fewer key-value heads than parts"),
+        pytest.param("sequence_parallel_zero1", 2, 1, [], id="zero1"),
+        pytest.param("sequence_parallel_zero2", 2, 4, [], id="zero2 with rows of unequal lengths in a batch"),
+        pytest.param("sequence_parallel_zero3", 2, 1, [], id="zero3"),
+        pytest.param("sequence_parallel_zero2", 4, 2, [], id="two groups"),
+        pytest.param("sequence_parallel_zero1", 4, 2, [f"{SIZE}=4"], id="fewer key-value heads than parts"),
+        pytest.param("sequence_parallel_zero2", 2, 1, TILES, id="zero2 with tiles"),
+        pytest.param("zero3", 2, 1, TILES, id="whole sequences of unequal lengths with tiles under zero3"),
     ],
 )
 def test_parts_of_sequences_train_like_the_whole_ones(
-    stage: int,
+    overlay: str,
     processes: int,
-    size: int,
     batch_size: int,
+    more: list[str],
     film_config: Path,
     whole_sequences: Path,
     start_fit: StartFit,
@@ -101,9 +107,8 @@ def test_parts_of_sequences_train_like_the_whole_ones(
     tmp_path: Path,
 ) -> None:
     run = tmp_path / "run"
-    words = ["--config", str(film_config), "--config", str(CONFIGS / f"sequence_parallel_zero{stage}.yaml")]
+    words = ["--config", str(film_config), "--config", str(CONFIGS / f"{overlay}.yaml"), *more]
     words += ["--run_dir", str(run), "--trainer.devices", str(processes)]
-    words += [f"--trainer.strategy.init_args.sequence_parallel_size={size}"]
     words += ["--data.loading.batch_size", str(batch_size), "--data.loading.global_batch_size", "4"]
     assert finish_fit(start_fit(*words)) == (0, [])
     assert len(steps(whole_sequences)) == len(steps(run)) == 4
