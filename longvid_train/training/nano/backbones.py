@@ -8,7 +8,9 @@ python -m longvid_train.training.nano.backbones onevision couple --start runs/na
 python -m longvid_train.training.nano.backbones onevision polish --start runs/nano_onevision/couple \
     --out runs/nano_onevision/polish
 python -m longvid_train.training.nano.backbones onevision finish --start runs/nano_onevision/polish \
-    --out longvid_train/assets/nano_onevision
+    --out runs/nano_onevision/finish
+
+Which stage's model ships says docs/nano.md.
 """
 
 import argparse
