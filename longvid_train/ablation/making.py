@@ -5,17 +5,17 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from longvid_train.ablation.kinds import OUTPUT
+from longvid_train.ablation.launching import Launcher, signal_group
 from longvid_train.ablation.locks import step_lock
 from longvid_train.ablation.plan import Step
 from longvid_train.files import write_json
@@ -55,14 +55,16 @@ class Maker:
         out: folder of the ablation.
         facts: recorded with each step.
         say: gets one line when a step starts, ends or fails.
+        launcher: starts their commands.
     """
 
-    def __init__(self, out: Path, facts: Facts, say: Callable[[str], None]) -> None:
+    def __init__(self, out: Path, facts: Facts, say: Callable[[str], None], launcher: Launcher) -> None:
         self._out, self._facts, self._say = out, facts, say
         self._failed: dict[str, str] = {}
         self._begun: set[str] = set()
         self._guard = threading.Lock()
-        self._children: set[subprocess.Popen[bytes]] = set()
+        self._launcher = launcher
+        self._children: set[BaseProcess] = set()
         self._stopping = False
 
     def make(self, step: Step, title: str) -> Path:
@@ -84,14 +86,12 @@ class Maker:
             self._stopping = True
             children = list(self._children)
         for child in children:
-            _signal(child, signal.SIGTERM)
+            signal_group(child, signal.SIGTERM)
         until = time.monotonic() + GRACE_S
         for child in children:
-            try:
-                child.wait(max(0.0, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                _signal(child, signal.SIGKILL)
-                child.wait()
+            child.join(max(0.0, until - time.monotonic()))
+            signal_group(child, signal.SIGKILL)
+            child.join()
 
     def _make_one(self, step: Step, title: str) -> None:
         folder = step.folder(self._out)
@@ -134,25 +134,16 @@ class Maker:
             self._say(f"{title}: {step.name} took {duration_s:.0f} s")
 
     def _call(self, step: Step, folder: Path, words: Sequence[str], lock: int) -> None:
-        command = [sys.executable, "-m", "longvid_train.cli", *words]
         log = folder / LOG_FILE
-        with log.open("ab") as stream:
-            stream.write(f"$ longvid {shlex.join(words)}\n".encode())
-            stream.flush()
-            with self._guard:
-                if self._stopping:
-                    raise StoppedError
-                child = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=stream,
-                    stderr=subprocess.STDOUT,
-                    env=command_environment(os.environ),
-                    start_new_session=True,
-                    pass_fds=(lock,),
-                )
-                self._children.add(child)
-            status = child.wait()
+        with log.open("a", encoding="utf-8") as stream:
+            stream.write(f"$ longvid {shlex.join(words)}\n")
+        with self._guard:
+            if self._stopping:
+                raise StoppedError
+            child = self._launcher.start(words, command_environment(os.environ), log, lock)
+            self._children.add(child)
+        child.join()
+        status = child.exitcode
         with self._guard:
             self._children.discard(child)
             if self._stopping and status:
@@ -202,9 +193,3 @@ def last_line(log: Path) -> str:
     """The last line of a log with anything in it: where a command fails, its message."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
     return next((line for line in reversed(lines) if line), "no message")
-
-
-def _signal(child: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
-    """Signal a command and its own children, which it leads as a group; one that has ended is left alone."""
-    if child.poll() is None:
-        os.killpg(child.pid, number)

@@ -29,8 +29,10 @@ def log_run(out: Path, run: Run, sweep: Sweep) -> None:
     """Write the wandb run of a finished run; one that is written stays, half of one that was interrupted is replaced.
 
     ``wandb sync`` reads the folder ``wandb/offline-run-...`` in ``out``. Under a wandb agent the numbers go to the
-    agent's run instead.
+    agent's run instead. ``WANDB_MODE=disabled`` writes none.
     """
+    if os.environ.get("WANDB_MODE") == "disabled":
+        return
     folder = run.folder(out)
     if under_agent(os.environ):
         _write(out, run, folder, {})

@@ -114,6 +114,7 @@ def _run_missing(
     arguments: argparse.Namespace, out: Path, sweep: "Sweep", recipe: "Recipe", runs: "list[Run]"
 ) -> list[str]:
     """Run what has no result yet; the names of the runs that failed, with the reasons."""
+    from longvid_train.ablation.launching import Launcher
     from longvid_train.ablation.locks import folder_lock
     from longvid_train.ablation.making import Maker
     from longvid_train.ablation.plan import check_runs
@@ -140,7 +141,7 @@ def _run_missing(
             write_run(out, one, outcome, sweep, facts)
             progress.ended(one.title, f"score {sum(q.score for q in outcome) / len(outcome):.3f}")
 
-        run_all(missing, Maker(out, facts, _say), processes=arguments.processes, on_end=ended)
+        run_all(missing, Maker(out, facts, _say, Launcher()), processes=arguments.processes, on_end=ended)
         for one in runs:
             if has_result(out, one):
                 log_run(out, one, sweep)
