@@ -86,7 +86,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trace",
         type=Path,
         metavar="FOLDER",
-        help="write where the model looked, JSON and a page a question (LLaMA-VID, or an adaptation that zooms)",
+        help="write where the model looked, JSON and a page a question (LLaMA-VID, or an adaptation that zooms); a "
+        "folder without traces",
     )
     add("--json", action="store_true", help="print one JSON object; the top level is the last answer, turns has all")
     add_limit_options(parser)
@@ -381,7 +382,8 @@ def _cache_words(cache: "CacheUse") -> str:
         return f"cache {cache.name}: nothing is coded, the sink and recent windows hold the whole sequence"
     return (
         f"cache {cache.name}: {cache.bits_per_number:.2f} bits a number, {cache.coded_bytes / 2**20:.2f} MiB coded, "
-        f"{cache.exact_bytes / 2**20:.2f} MiB exact, {cache.total_bytes / 2**20:.2f} MiB in all"
+        f"{cache.exact_bytes / 2**20:.2f} MiB exact, {cache.parameter_bytes / 2**20:.2f} MiB parameters, "
+        f"{cache.total_bytes / 2**20:.2f} MiB in all"
     )
 
 

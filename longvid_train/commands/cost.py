@@ -125,6 +125,7 @@ def _planner(arguments: argparse.Namespace) -> "Planner":
         model=model,
         question=_question(arguments),
         storage=planned_cache(
+            arguments.model,
             model.decoder,
             bits=arguments.kv_bits,
             named=arguments.kv,

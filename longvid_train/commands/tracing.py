@@ -15,13 +15,16 @@ from longvid_train.generate.zoom.trace import ZoomTrace
 
 
 def check_traceable(prompting: Prompting, folder: Path) -> None:
-    """Refuse what leaves no trace, before weights load.
+    """Refuse what leaves no trace and what would replace one, before weights load.
 
     Raises:
-        UserError: neither a zoom nor context tokens, or ``folder`` is a file.
+        UserError: neither a zoom nor context tokens, ``folder`` is a file, or it holds a trace.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--trace {folder} is a file; name a folder")
+    earlier = sorted(folder.glob("trace*.json"))
+    if earlier:
+        raise UserError(f"--trace {folder} holds the trace of an earlier answer ({earlier[0].name}); name a new folder")
     if prompting.adaptation.zoom is not None:
         return
     if not isinstance(prompting, LlamaVidPrompting) or not prompting.processor.reads_patches:

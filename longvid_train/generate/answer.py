@@ -49,9 +49,11 @@ class CacheUse:
     Attributes:
         name: the preset, or the quantizer's folder.
         bits_per_number: of the coded keys and values, metadata included; 0 where nothing was coded yet.
-        total_bytes: all that is allocated.
+        total_bytes: all that is allocated: the sum of the four that follow.
         coded_bytes: codes with their metadata.
         exact_bytes: sink and recent tokens in full precision.
+        parameter_bytes: static parameters of the quantizer.
+        row_bytes: what is known of rows: padding, positions, kinds of tokens.
     """
 
     name: str
@@ -59,6 +61,8 @@ class CacheUse:
     total_bytes: int
     coded_bytes: int
     exact_bytes: int
+    parameter_bytes: int
+    row_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)

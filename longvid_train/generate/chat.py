@@ -371,6 +371,8 @@ def _cache_use(prompting: Prompting, answered: Answered) -> CacheUse | None:
         total_bytes=used.total,
         coded_bytes=used.coded,
         exact_bytes=used.exact,
+        parameter_bytes=used.parameters,
+        row_bytes=used.rows,
     )
 
 

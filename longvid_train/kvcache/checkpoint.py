@@ -135,7 +135,9 @@ def load_quantizer(
         raise UserError(
             f"{folder / CONFIG_NAME}: a field is missing, unknown or wrong ({error}); save it again"
         ) from error
-    _check_model(folder, record.model, model, stored_shape, shape)
+    _check_identity(folder, record.model, model)
+    if stored_shape != shape:
+        raise UserError(f"{folder} is for {stored_shape}, the model has {shape}; calibrate for this model")
     tensors = _read_tensors(folder / TENSORS_NAME, config["tensors_sha256"])
     inv_freq = tensors.pop("rope.inv_freq", None)
     if (inv_freq is None) != (scaling is None):
@@ -159,19 +161,26 @@ def load_quantizer(
     return quantizer, record
 
 
-def stored_policy(folder: Path) -> tuple[CachePolicy, CacheShape]:
+def stored_policy(folder: Path, *, model: ModelIdentity | None) -> tuple[CachePolicy, CacheShape]:
     """The settings of a checkpoint and the cache it is for, from its config alone: enough to count bytes.
 
+    Args:
+        folder: of the checkpoint.
+        model: the model at hand; ``None`` where its weights are not here to tell.
+
     Raises:
-        UserError: the config is missing, broken or of another format.
+        UserError: the config is missing, broken or of another format, or the model is another, naming both.
     """
     config = _read_config(folder / CONFIG_NAME)
     try:
-        return _policy(config["policy"]), CacheShape(**config["shape"])
+        policy, shape, stored = _policy(config["policy"]), CacheShape(**config["shape"]), _record(config).model
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(
             f"{folder / CONFIG_NAME}: a field is missing, unknown or wrong ({error}); save it again"
         ) from error
+    if model is not None:
+        _check_identity(folder, stored, model)
+    return policy, shape
 
 
 def runtime_versions() -> dict[str, str]:
@@ -298,16 +307,12 @@ def _read_tensors(path: Path, expected_sha256: str) -> dict[str, torch.Tensor]:
     return dict(tensors)
 
 
-def _check_model(
-    folder: Path, stored: ModelIdentity, model: ModelIdentity, stored_shape: CacheShape, shape: CacheShape
-) -> None:
+def _check_identity(folder: Path, stored: ModelIdentity, model: ModelIdentity) -> None:
     if stored.config_hash != model.config_hash:
         raise UserError(
             f"{folder} was calibrated for {stored.model_id} (config {stored.config_hash[:12]}), the model is "
             f"{model.model_id} (config {model.config_hash[:12]}); calibrate for this model"
         )
-    if stored_shape != shape:
-        raise UserError(f"{folder} is for {stored_shape}, the model has {shape}; calibrate for this model")
 
 
 def _layer_parameters(

@@ -18,7 +18,7 @@ from longvid_train.world.backgrounds import SCENES
 from tests.generate.tiny_quantizer import fitted, save
 
 MODEL = Path(longvid_train.__file__).parent / "assets" / "nano_onevision"
-FRAMES, LAYERS, WIDTH, RECENT, SINKS = 32, 4, 128, 16, 4
+FRAMES, LAYERS, WIDTH, HEAD_DIM, RECENT, SINKS = 32, 4, 128, 32, 16, 4
 SETTINGS = f"frames: {FRAMES}\nwindow: {{kind: none, extrapolate: true}}\n"
 LLOYD2 = CachePolicy(
     keys=LloydMax(bits=2, rotary="pre"), values=LloydMax(bits=2), recent_tokens=RECENT, flush_tokens=16
@@ -98,7 +98,11 @@ def test_a_two_bit_cache_answers_at_four_times_the_trained_frames(
         assert cache["bits_per_number"] == bits
         assert cache["exact_bytes"] == (kept - pages + SINKS) * 2 * LAYERS * WIDTH * 2 + LAYERS * SINKS * 8  # places
         assert cache["name"] == ("kivi_g32" if name == "kivi" else str(folder / "q"))
-        assert cache["total_bytes"] < kept * 2 * LAYERS * WIDTH * 2
+        # lloyd2: a mean and a deviation a channel and four levels, of keys and of values, and the keys' frequencies
+        floats = 0 if name == "kivi" else LAYERS * (2 * (2 * WIDTH + 4) + HEAD_DIM // 2)
+        assert cache["parameter_bytes"] == 4 * floats
+        parts = [cache[f"{part}_bytes"] for part in ("coded", "exact", "parameter", "row")]
+        assert cache["total_bytes"] == sum(parts) < kept * 2 * LAYERS * WIDTH * 2
 
 
 def test_what_is_wrong_with_a_cache_is_one_line_before_weights_load(

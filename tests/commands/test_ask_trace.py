@@ -80,6 +80,19 @@ def test_what_cannot_be_traced_is_refused_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_earlier_trace_is_not_replaced(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--adaptation", str(place / "zoom.yaml"), "--frames", "6", "--trace", str(tmp_path / "out")]
+    assert ask(place, "model", "What?", *words) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert set(before) == {"trace.html", "trace.json"}
+    capsys.readouterr()
+    assert ask(place, "model", "Why?", *words) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1, "before anything is loaded"
+    assert f"{tmp_path / 'out'} holds the trace of an earlier answer (trace.json); name a new folder" in said[0]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
 def test_a_file_is_no_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ask(place, "model", "What?", "--adaptation", str(place / "zoom.yaml"), "--trace", str(place / "a.mp4")) == 2
     assert "is a file; name a folder" in capsys.readouterr().err

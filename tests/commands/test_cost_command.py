@@ -1,14 +1,21 @@
 """``longvid cost`` through the command line: tables, plans, mistakes."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
+import longvid_train
 from longvid_train.cli import main
 from longvid_train.kvcache.checkpoint import ModelIdentity, QuantizerRecord, save_quantizer
 from longvid_train.kvcache.policy import CachePolicy
+from longvid_train.kvcache.presets import preset
 from longvid_train.kvcache.quantizer import CacheShape, uncalibrated
 from longvid_train.kvcache.schemes.dynamic_groups import DynamicGroups
+from longvid_train.models.identity import model_identity
+
+NANO = Path(longvid_train.__file__).parent / "assets" / "nano_onevision"
 
 
 def cost(capsys, *words):
@@ -77,6 +84,26 @@ def test_a_quantizer_folder_is_planned_and_refused_for_another_model(capsys, tmp
     assert plan["kv_bytes"] == code_bytes + numbers * 2 * 2 * (tokens - coded + 4) + known
     status, _, err = cost(capsys, "--model", "llava-onevision-7b", *words)
     assert status == 2 and "is for 24 layers of 2 heads of 64, the model has 28 layers of 4 heads of 128" in err
+
+
+def test_a_quantizer_is_planned_for_its_own_weights_only(capsys, tmp_path):
+    """The two models differ in nothing but weights; a folder without weights cannot tell."""
+    own, other, bare = (tmp_path / name for name in ("own", "other", "bare"))
+    shutil.copytree(NANO, own)
+    shutil.copytree(NANO, other)
+    weights = bytearray((other / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (other / "model.safetensors").write_bytes(bytes(weights))
+    shutil.copytree(NANO, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    record = QuantizerRecord(model=model_identity(own), adaptation={}, calibration=None, verdict={})
+    shape = CacheShape(layers=4, heads=4, head_dim=32)
+    save_quantizer(tmp_path / "q", uncalibrated(preset("kivi_g32"), shape), record)
+    words = ("--frames", "8", "--kv", str(tmp_path / "q"))
+    plans = [planned(capsys, "--model", str(folder), *words)["kv_bytes"] for folder in (own, bare)]
+    assert plans[0] == plans[1]
+    status, out, err = cost(capsys, "--model", str(other), *words)
+    assert status == 2 and not out
+    assert f"{tmp_path / 'q'} was calibrated for {own} (config " in err and f"the model is {other} (config " in err
 
 
 def test_the_prompt_is_planned_in_the_chunks_of_ask(capsys):
