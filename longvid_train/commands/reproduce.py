@@ -5,7 +5,7 @@ examples:
   longvid reproduce visual-window intp-frames --out reproduce --episodes 40 --json
   longvid reproduce intp-kv-bits-llama-vid --llama-vid quickstart/stage3/model --out reproduce
 
-Without a name every claim is checked, those about a LLaMA-VID where --llama-vid names one. --out gets every answer,
+Without a name every claim is checked. --out gets every answer,
 scores.json and a plot of each claim, and table.md of all of them. An interrupted run goes on where it stopped when the
 command is given again. --json prints one JSON object.
 """
@@ -19,7 +19,7 @@ import longvid_train
 from longvid_train.errors import UserError
 from longvid_train.evaluation.claims.catalogue import ALL, AnyClaim, choose_claims
 from longvid_train.evaluation.claims.checking import Settings, check_claims
-from longvid_train.evaluation.claims.claim import ComputedClaim
+from longvid_train.evaluation.claims.claim import Claim, ComputedClaim
 from longvid_train.evaluation.claims.pages import checks_table
 from longvid_train.files import write_text
 
@@ -42,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seeds", type=int, default=SEEDS, metavar="N", help=f"sets of episodes, each with a seed of its own ({SEEDS})"
     )
     add("--models", type=Path, default=ASSETS, metavar="DIR", help="folder of the nano models (those of the package)")
-    add("--llama-vid", type=Path, metavar="DIR", help="folder of a trained LLaMA-VID, e.g. quickstart/stage3/model")
+    add(
+        "--llama-vid", type=Path, metavar="DIR", help="a LLaMA-VID of yours, e.g. quickstart/stage3/model (the shipped)"
+    )
     add("--processes", type=int, metavar="N", help="claims at once, on one thread each (as many as there are cores)")
     add("--json", action="store_true", help="print one JSON object on stdout")
 
@@ -56,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     processes = len(os.sched_getaffinity(0)) if arguments.processes is None else arguments.processes
     if processes < 1:
         raise UserError(f"--processes is {processes}; it must be at least 1")
-    claims = choose_claims(arguments.claims, llama_vid=arguments.llama_vid is not None)
+    claims = choose_claims(arguments.claims)
     settings = Settings(
         out=arguments.out,
         episodes=arguments.episodes,
@@ -81,6 +83,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _check_source(claim: AnyClaim, settings: Settings) -> None:
     """Refuse a claim whose model is not there, before any other is run."""
     if isinstance(claim, ComputedClaim) and claim.model is None:
+        return
+    if isinstance(claim, Claim) and claim.compared is not None:
+        claim.compared.check(settings.models)
         return
     source = settings.source(claim)
     if source is None or not (source / "config.json").is_file():

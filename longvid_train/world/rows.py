@@ -57,7 +57,7 @@ def image_rows(episode: Episode, time_s: float, settings: SetSettings, rng: rand
     kinds = [kind for kind in settings.kinds if kind in STILL_KINDS]
     questions = [
         replace(question, evidence_s=(time_s, time_s))
-        for question in draw_questions(_still(episode, time_s), kinds, settings.questions_per_episode, rng)
+        for question in draw_questions(still_of(episode, time_s), kinds, settings.questions_per_episode, rng)
     ]
     return _asked(episode, questions, [media], "<image>\n", settings.multi_turn)
 
@@ -82,7 +82,7 @@ def draw_questions(episode: Episode, kinds: Sequence[str], count: int, rng: rand
     return list(found.values())
 
 
-def _still(episode: Episode, time_s: float) -> Episode:
+def still_of(episode: Episode, time_s: float) -> Episode:
     """The episode as one frame shows it: only the objects fully there, only the scene of that moment."""
     scene = replace(episode.scene_at(time_s), start_s=0.0, end_s=episode.duration_s)
     return replace(episode, scenes=(scene,), appearances=episode.visible_at(time_s), subtitles=())

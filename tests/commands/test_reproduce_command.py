@@ -85,7 +85,7 @@ def test_two_processes_find_what_one_finds(models: Path, tmp_path: Path, capfd) 
         (["--processes", "0"], "--processes is 0; it must be at least 1"),
         (["embeddings", "--models", "/nowhere"], "/nowhere/nano_onevision holds no model; name the folder of nano_"),
         (["--models", "/nowhere"], "holds no model; name the folder of nano_onevision"),
-        (["intp-kv-bits-llama-vid"], "is about a LLaMA-VID, and none ships; name a folder with --llama-vid"),
+        (["llama-vid-long-video", "--models", "/nowhere"], "config.json does not exist; name the folder of the nano"),
         (
             ["intp-kv-bits-llama-vid", "--llama-vid", "/nowhere"],
             "/nowhere holds no model; name the folder of a LLaMA-V",

@@ -214,15 +214,12 @@ def test_pages_hold_every_number(tmp_path: Path) -> None:
 
 
 def test_claims_are_chosen_by_name() -> None:
-    assert [claim.name for claim in choose_claims([], llama_vid=True)] == list(ALL)
-    shipped = [claim.name for claim in choose_claims([], llama_vid=False)]
-    assert shipped == [name for name in ALL if name != "intp-kv-bits-llama-vid"]
-    assert {"visual-window", "intp-roofline", "zoomvlm", "zoomvlm-ablations", "embeddings"} <= set(shipped)
-    assert [claim.name for claim in choose_claims(["intp-frames"], llama_vid=False)] == ["intp-frames"]
+    assert [claim.name for claim in choose_claims([])] == list(ALL)
+    assert {"visual-window", "intp-roofline", "zoomvlm", "zoomvlm-ablations", "embeddings"} <= ALL.keys()
+    assert {"intp-kv-bits-llama-vid", "llama-vid-long-video"} <= ALL.keys()
+    assert [claim.name for claim in choose_claims(["intp-frames"])] == ["intp-frames"]
     with pytest.raises(UserError, match="did you mean 'visual-window'"):
-        choose_claims(["visual-windw"], llama_vid=False)
-    with pytest.raises(UserError, match="about a LLaMA-VID, and none ships; name a folder with --llama-vid"):
-        choose_claims(["intp-kv-bits-llama-vid"], llama_vid=False)
+        choose_claims(["visual-windw"])
 
 
 def test_without_an_extension_the_model_is_as_it_is() -> None:

@@ -19,7 +19,9 @@ from longvid_train.evaluation.claims.cells import BackboneAnswers, CellStore, ru
 from longvid_train.evaluation.claims.claim import Claim, ComputedClaim, Finding
 from longvid_train.evaluation.claims.coded import CodedAnswers
 from longvid_train.evaluation.claims.held_out import HeldOut
+from longvid_train.evaluation.claims.llama_vid_answers import ComparedAnswers
 from longvid_train.evaluation.claims.methods import Method, tuned_method
+from longvid_train.evaluation.claims.models_plot import models_png
 from longvid_train.evaluation.claims.pages import claim_png, claim_tables, claim_values
 from longvid_train.files import atomic_path, sha256_file, write_json
 from longvid_train.models.adapter import WEIGHTS_FILE
@@ -27,6 +29,8 @@ from longvid_train.models.backbones import BackboneProcessor, load_backbone
 from longvid_train.models.backbones.adapted import load_adapted_backbone, read_backbone_adapter
 from longvid_train.models.backbones.load import AnyBackbone
 from longvid_train.models.fingerprint import fingerprint
+
+NANO_LLAMA_VID = "nano_llama_vid"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,7 @@ class Settings:
         episodes: of each seed and number of frames.
         seeds: sets of episodes.
         models: folder of the nano models.
-        llama_vid: folder of a trained LLaMA-VID, for the claims about one.
+        llama_vid: folder of a trained LLaMA-VID for the claims about any; ``None`` takes the shipped one.
     """
 
     out: Path
@@ -51,7 +55,7 @@ class Settings:
         """Folder of a claim's model, or None where it reads none."""
         if claim.model is not None:
             return self.models / claim.model
-        return None if isinstance(claim, ComputedClaim) else self.llama_vid
+        return None if isinstance(claim, ComputedClaim) else self.llama_vid or self.models / NANO_LLAMA_VID
 
 
 def check_claims(claims: Sequence[AnyClaim], settings: Settings, *, processes: int) -> list[Finding]:
@@ -94,7 +98,7 @@ def check_claim(claim: AnyClaim, settings: Settings, *, shows_progress: bool = T
     if isinstance(claim, ComputedClaim):
         found = claim.find(source)
     else:
-        assert source is not None, "a claim about a LLaMA-VID is chosen only where there is one"
+        assert source is not None, "a claim about answers has a model"
         found = _check_grid(claim, source, settings, shows_progress=shows_progress)
     folder = settings.out / claim.name
     write_json(folder / "scores.json", found.values)
@@ -111,7 +115,7 @@ def _check_grid(claim: Claim, source: Path, settings: Settings, *, shows_progres
         claim = replace(claim, grid=replace(claim.grid, methods=(*claim.grid.methods, tuned.method)))
     store = CellStore(
         settings.out / claim.name / "cells",
-        {"claim": claim.name, "model": fingerprint(source), "episodes": settings.episodes},
+        {"claim": claim.name, "model": _model_identity(claim, source, settings), "episodes": settings.episodes},
     )
     scores = run_grid(
         claim.grid,
@@ -121,7 +125,7 @@ def _check_grid(claim: Claim, source: Path, settings: Settings, *, shows_progres
         on_progress=lambda done, cells: _show_progress(claim.name, done, cells) if shows_progress else None,
     )
     checks = claim.checks(scores)
-    plots = {"accuracy.png": claim_png(claim, scores)}
+    plots = {"accuracy.png": (claim_png if claim.compared is None else models_png)(claim, scores)}
     if claim.coding is not None:
         plots["bytes.png"] = cache_png(claim, scores)
     return Finding(
@@ -132,7 +136,14 @@ def _check_grid(claim: Claim, source: Path, settings: Settings, *, shows_progres
     )
 
 
-def _answers(claim: Claim, source: Path, tuned: "_Tuned | None", settings: Settings) -> BackboneAnswers | CodedAnswers:
+def _model_identity(claim: Claim, source: Path, settings: Settings) -> str | dict[str, str]:
+    """What tells the answers of other models apart."""
+    return fingerprint(source) if claim.compared is None else claim.compared.digests(settings.models)
+
+
+def _answers(
+    claim: Claim, source: Path, tuned: "_Tuned | None", settings: Settings
+) -> BackboneAnswers | CodedAnswers | ComparedAnswers:
     """Who answers for the methods of a claim."""
 
     def held_out(frames: int, seed: int) -> tuple[HeldOut, ...]:
@@ -140,6 +151,8 @@ def _answers(claim: Claim, source: Path, tuned: "_Tuned | None", settings: Setti
 
     if claim.coding is not None:
         return CodedAnswers(source, claim.coding, held_out, settings.out / claim.name / "quantizers")
+    if claim.compared is not None:
+        return ComparedAnswers(claim.compared, settings.models, held_out)
     backbone = load_backbone(source, dtype="float32")
     return BackboneAnswers(
         lambda method: tuned.backbone if tuned is not None and method is tuned.method else backbone,

@@ -7,7 +7,8 @@ from typing import Any
 
 from longvid_train.evaluation.claims.cells import Grid, Scores
 from longvid_train.evaluation.claims.coded import Coding
-from longvid_train.evaluation.claims.held_out import HeldOut
+from longvid_train.evaluation.claims.held_out import KINDS, HeldOut
+from longvid_train.evaluation.claims.llama_vid_answers import Compared
 from longvid_train.evaluation.statistics import Interval
 
 
@@ -63,15 +64,17 @@ class Claim:
     Attributes:
         name: for the command line.
         title: for people, with the paper's table or figure.
-        model: folder of the nano model under the package's assets; ``None`` for a LLaMA-VID, whose folder is named with
-            ``--llama-vid``: none ships.
+        model: folder of the nano model under the package's assets; ``None`` for a LLaMA-VID: the one named with
+            ``--llama-vid``, else the shipped one.
         adapter: folder of a LoRA adapter beside it, whose row is run where it exists.
         videos: what is asked about, in words.
         grid: what is run.
         held_out: questions of so many episodes, at a number of frames, from a seed.
         checks: rows of the table.
         cpu_s: CPU seconds of the default episodes and seeds, as measured on two cores of the machine in docs/LOG.md.
-        coding: of a claim whose methods are KV caches; ``None`` where they are adaptations.
+        kinds: of the questions.
+        coding: of a claim whose methods are KV caches; ``None`` where they are adaptations or models.
+        compared: of a claim whose methods are models; ``None`` where one model is asked under all of them.
     """
 
     name: str
@@ -83,7 +86,9 @@ class Claim:
     held_out: Callable[[int, int, int], tuple[HeldOut, ...]]
     checks: Callable[[Scores], tuple[Check, ...]]
     cpu_s: int
+    kinds: tuple[str, ...] = KINDS
     coding: Coding | None = None
+    compared: Compared | None = None
 
 
 def percent(found: Interval) -> str:

@@ -1,6 +1,7 @@
 """Held-out questions about episodes that no recipe trains on: split ``test``, the same at every frame count."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from longvid_train.errors import UserError
@@ -29,8 +30,9 @@ def held_out_clips(
     seed: int,
     seen_only: bool,
     gap_s: tuple[float, float] = WorldSettings().gap_s,
+    kinds: Sequence[str] = KINDS,
 ) -> tuple[HeldOut, ...]:
-    """Episodes with one question of each of `KINDS`.
+    """Episodes with one question of each kind.
 
     Args:
         episodes: how many.
@@ -39,6 +41,7 @@ def held_out_clips(
         seed: of the episodes and the questions.
         seen_only: ask only what the sampled frames show; otherwise the questions do not depend on the frames.
         gap_s: shortest and longest pause between objects; longer ones keep a long episode from repeating its objects.
+        kinds: of questions.
 
     Raises:
         UserError: hardly an episode of this world can be asked all kinds.
@@ -50,14 +53,14 @@ def held_out_clips(
             break
         episode = make_episode(settings, split="test", seed=seed, index=index)
         clip = even_clip(episode, frames)
-        questions = tuple(_question(clip, kind, f"{seed}/{index}/{kind}", seen_only) for kind in KINDS)
+        questions = tuple(_question(clip, kind, f"{seed}/{index}/{kind}", seen_only) for kind in kinds)
         whole = tuple(question for question in questions if question is not None)
-        if len(whole) == len(KINDS):
+        if len(whole) == len(kinds):
             found.append(HeldOut(clip=clip, questions=whole))
     if len(found) < episodes:
         raise UserError(
             f"{len(found)} of {MOST_DRAWS * episodes} episodes of {duration_s:g} s, seen at {frames} frames, can be "
-            f"asked {', '.join(KINDS)}, and {episodes} are wanted: objects repeat in long episodes, so raise gap_s "
+            f"asked {', '.join(kinds)}, and {episodes} are wanted: objects repeat in long episodes, so raise gap_s "
             f"({gap_s[0]:g} to {gap_s[1]:g} s), or shorten them"
         )
     return tuple(found)

@@ -11,7 +11,6 @@ from matplotlib.ticker import PercentFormatter
 from longvid_train.evaluation.charts import MUTED, chart_style, figure_png
 from longvid_train.evaluation.claims.cells import Scores
 from longvid_train.evaluation.claims.claim import Check, Claim
-from longvid_train.evaluation.claims.held_out import KINDS
 
 COLOURS = ("#101112", "#a1a2a3", "#c77b1d", "#8d6fc1", "#d1a54f", "#5fa35f", "#c14a4a", "#2164e1", "#17a2b8", "#7a4e2d")
 
@@ -36,11 +35,11 @@ def claim_tables(claim: Claim, scores: Scores) -> str:
 
 
 def scores_table(claim: Claim, scores: Scores) -> str:
-    """Markdown: a row a method, a column a number of frames; mean over all kinds, then needle / order / detail."""
+    """Markdown: a row a method, a column a number of frames; mean over all kinds, then each of them."""
     frames = claim.grid.frames
     rows = [f"| {claim.videos} | {' | '.join(str(count) for count in frames)} |", "|---" * (len(frames) + 1) + "|"]
     for method in claim.grid.methods:
-        cells = [_cell(scores, method.name, count) for count in frames]
+        cells = [_cell(scores, method.name, count, claim.kinds) for count in frames]
         words = method.words if claim.coding is None else f"{method.words}: {scores.bits(method.name):.2f} bits"
         rows.append(f"| {words} | {' | '.join(cells)} |")
     return "\n".join(rows)
@@ -89,7 +88,7 @@ def claim_values(claim: Claim, scores: Scores, checks: Sequence[Check]) -> dict[
             | _interval(scores, method.name, count, kind)
             for method in claim.grid.methods
             for count in claim.grid.frames
-            for kind in (None, *KINDS)
+            for kind in (None, *claim.kinds)
         ],
         "costs": [
             {"method": method.name, "frames": count} | asdict(question_cost(scores, method.name, count))
@@ -116,8 +115,8 @@ def claim_png(claim: Claim, scores: Scores) -> bytes:
     draw = _draw_bits if claim.coding is not None else _draw_tokens if claim.grid.one_by_one else _draw
     with chart_style():
         figure = Figure(figsize=(11, 3.6), facecolor="white")
-        panels = figure.subplots(1, 1 + len(KINDS), sharey=True)
-        for axes, kind in zip(panels, (None, *KINDS), strict=True):
+        panels = figure.subplots(1, 1 + len(claim.kinds), sharey=True)
+        for axes, kind in zip(panels, (None, *claim.kinds), strict=True):
             draw(axes, claim, scores, kind)
         panels[0].set_ylabel("accuracy")
         panels[0].yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
@@ -186,9 +185,9 @@ def _draw(axes: Any, claim: Claim, scores: Scores, kind: str | None) -> None:
     axes.set_title(kind or "all questions", loc="left")
 
 
-def _cell(scores: Scores, method: str, frames: int) -> str:
+def _cell(scores: Scores, method: str, frames: int, kinds: Sequence[str]) -> str:
     whole = scores.interval(method, frames)
-    parts = " / ".join(f"{100 * scores.values(method, frames, kind=kind).mean():.0f}" for kind in KINDS)
+    parts = " / ".join(f"{100 * scores.values(method, frames, kind=kind).mean():.0f}" for kind in kinds)
     return f"**{100 * whole.mean:.0f}** ±{50 * (whole.high - whole.low):.0f} ({parts})"
 
 

@@ -1,0 +1,124 @@
+"""Answers of LLaMA-VIDs to the same questions, each method of a claim a model of its own.
+
+Clips are rendered once, and pass the vision tower once: it is frozen in every stage, so that the models of a claim
+share it. Questions pass a model in left-padded batches, as ``longvid ask`` asks them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from longvid_train.errors import UserError
+from longvid_train.evaluation.claims.answering import BATCH, Answered
+from longvid_train.evaluation.claims.asking import frames_of
+from longvid_train.evaluation.claims.held_out import HeldOut
+from longvid_train.evaluation.claims.methods import Method
+from longvid_train.files import sha256_file
+from longvid_train.generate.chat import Conversation, FramesRequest, VideoChat
+from longvid_train.generate.options import GenerationOptions
+from longvid_train.generate.scoring import score_answer
+
+NEW_TOKENS = 16
+"""Longest answer, as in the quickstart's third stage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """The models of a claim that compares models.
+
+    Attributes:
+        files: every file that the models are made of, given the folder of the nano models.
+        load: the model of a method, given that folder and the method's name.
+    """
+
+    files: Callable[[Path], tuple[Path, ...]]
+    load: Callable[[Path, str], VideoChat]
+
+    def check(self, models: Path) -> None:
+        """Refuse a folder that lacks one of the models.
+
+        Raises:
+            UserError: a file is missing.
+        """
+        for file in self.files(models):
+            if not file.is_file():
+                raise UserError(f"{file} does not exist; name the folder of the nano models with --models")
+
+    def digests(self, models: Path) -> dict[str, str]:
+        """SHA-256 of every file, by its path under ``models``."""
+        return {str(file.relative_to(models)): sha256_file(file) for file in self.files(models)}
+
+
+class ComparedAnswers:
+    """Answers of every model to the questions about one set of clips after the other.
+
+    Args:
+        compared: the models.
+        models: folder of the nano models.
+        held_out: questions of a number of frames and a seed.
+    """
+
+    def __init__(self, compared: Compared, models: Path, held_out: Callable[[int, int], tuple[HeldOut, ...]]) -> None:
+        self._compared, self._models, self._held_out = compared, models, held_out
+        self._chats: dict[str, VideoChat] = {}
+        self._shown: tuple[tuple[int, int], tuple[HeldOut, ...], list[Conversation]] | None = None
+
+    def __call__(self, method: Method, frames: int, seed: int) -> list[Answered]:
+        """Clip after clip, question after question."""
+        chat = self._chat(method.name)
+        if self._shown is None or self._shown[0] != (frames, seed):
+            clips = self._held_out(frames, seed)
+            self._shown = (frames, seed), clips, _encoded(chat, clips)
+        _, clips, talks = self._shown
+        asked = [(talk, question) for talk, one in zip(talks, clips, strict=True) for question in one.questions]
+        options = GenerationOptions(max_new_tokens=NEW_TOKENS)
+        answered: list[Answered] = []
+        for first in range(0, len(asked), BATCH):
+            batch = asked[first : first + BATCH]
+            twins = [_same_media(chat, talk) for talk, _ in batch]
+            answers = chat.ask_batch(twins, [question.text for _, question in batch], options)
+            answered += [
+                Answered(
+                    kind=question.kind,
+                    question=question.text,
+                    truth=question.answer,
+                    answer=answer.answer,
+                    score=score_answer(answer.answer, question.answer, question.kind),
+                    visual_tokens=answer.visual_tokens,
+                )
+                for (_, question), answer in zip(batch, answers, strict=True)
+            ]
+        return answered
+
+    def _chat(self, name: str) -> VideoChat:
+        if name not in self._chats:
+            chat = self._compared.load(self._models, name)
+            for other in self._chats.values():
+                _check_same_tower(chat, other)
+            self._chats[name] = chat
+        return self._chats[name]
+
+
+def _check_same_tower(chat: VideoChat, other: VideoChat) -> None:
+    mine, theirs = (one.model.vision_tower.state_dict() for one in (chat, other))
+    if mine.keys() != theirs.keys() or not all(torch.equal(mine[name], theirs[name]) for name in mine):
+        raise UserError(
+            f"{chat.name} and {other.name} have different vision towers; compare models that were trained from one "
+            "start, whose tower is frozen"
+        )
+
+
+def _encoded(chat: VideoChat, clips: tuple[HeldOut, ...]) -> list[Conversation]:
+    talks = [chat.open([FramesRequest(frames_of(one.clip), one.clip.times_s)]) for one in clips]
+    for talk in talks:
+        talk.encode()
+    return talks
+
+
+def _same_media(chat: VideoChat, talk: Conversation) -> Conversation:
+    """A conversation of another model about frames that are encoded already."""
+    twin = chat.open(talk.media)
+    twin.encoded = talk.encoded
+    return twin
