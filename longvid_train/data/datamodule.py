@@ -172,7 +172,9 @@ class ManifestDataModule(pl.LightningDataModule):
         """Shuffled batches, the same number on every rank."""
         dataset = self._dataset("train")
         collator = BatchCollator(self.processor, packed=self._loading.packing)
-        loader = self._loader(dataset, self._train_order(dataset), collator, rank=self._replicas[0])
+        loader = self._loader(
+            dataset, self._train_order(dataset), collator, rank=self._replicas[0], epochs=self._epochs
+        )
         if self._resumed is not None:
             loader.load_state_dict(self._resumed)
         return loader
@@ -361,8 +363,21 @@ class ManifestDataModule(pl.LightningDataModule):
         side: PaddingSide = "left" if split == "predict" else "right"
         return self._loader(dataset, order, BatchCollator(self.processor, side), rank=self._rank)
 
+    @property
+    def _epochs(self) -> int | None:
+        """Epochs of training; None is without end."""
+        epochs = 0 if self.trainer is None else self.trainer.max_epochs
+        return None if epochs in (None, -1) else epochs
+
+    @property
+    def _pins(self) -> bool:
+        """Whether batches are handed out in page-locked memory."""
+        if self._loading.pin_memory is not None:
+            return self._loading.pin_memory
+        return self.trainer is not None and bool(self.trainer.strategy.root_device.type == "cuda")
+
     def _loader(
-        self, dataset: ManifestDataset, order: BatchOrder, collator: BatchCollator, *, rank: int
+        self, dataset: ManifestDataset, order: BatchOrder, collator: BatchCollator, *, rank: int, epochs: int | None = 0
     ) -> ManifestLoader:
         return make_loader(
             dataset,
@@ -370,7 +385,9 @@ class ManifestDataModule(pl.LightningDataModule):
             collator,
             rank=rank,
             num_workers=self._loading.num_workers,
-            pin_memory=self._loading.pin_memory,
+            prefetch_factor=self._loading.prefetch_factor,
+            pin_memory=self._pins,
+            epochs=epochs,
         )
 
 

@@ -5,11 +5,15 @@ workers were asked for. Because the order is pure, that place (epoch, batches co
 needs: rows that workers had read ahead are read again, and a run may resume with another number of workers. Lightning
 saves and restores the state with its checkpoints (``state_dict`` / ``load_state_dict`` of a train loader).
 docs/data.md says what is added to torchdata's loader, and why.
+
+A training loader reads on past the end of an epoch: its workers live as long as the run, keep their decoded frames, and
+have the first batches of the next epoch ready when it begins.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset, DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -43,6 +47,13 @@ class BatchRows(Dataset[list[EncodedSample] | BatchFailure]):
         return self.rows.__getitems__(draws)
 
 
+class Place(NamedTuple):
+    """Where an order stands: the epoch, and the batches behind it in that epoch."""
+
+    epoch: int
+    batches: int
+
+
 class BatchSampler(DistributedSampler[Any]):
     """Yields one rank's batches as lists of `Draw`s.
 
@@ -51,57 +62,74 @@ class BatchSampler(DistributedSampler[Any]):
 
     Attributes:
         order: the pure order.
-        batches: batches drawn in this epoch.
+        start: where the next pass begins.
     """
 
-    def __init__(self, dataset: BatchRows, order: BatchOrder, rank: int) -> None:
-        """Sample ``order`` for ``rank``."""
+    def __init__(self, dataset: BatchRows, order: BatchOrder, rank: int, epochs: int | None) -> None:
+        """Sample ``order`` for ``rank``; see `make_loader` for ``epochs``."""
         super().__init__(dataset, num_replicas=order.world_size, rank=rank, shuffle=order.shuffle, seed=order.seed)
         self.order = order
-        self.batches = 0
-        self._first = 0
+        self.start = Place(0, 0)
+        self._drawn = Place(0, 0)
+        self._epochs = epochs
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; a new one starts at its first batch."""
-        if epoch != self.epoch:
-            self._start_at(epoch, 0)
+        if epoch != self.start.epoch:
+            self.start = Place(epoch, 0)
+
+    def behind(self, place: Place) -> Place:
+        """``place``, or the start of the next epoch where it is the end of one."""
+        return Place(place.epoch + 1, 0) if place.batches >= len(self) else place
+
+    def is_read_ahead(self, epoch: int) -> bool:
+        """Whether batches of ``epoch`` are drawn when those of the epoch before it are."""
+        return self._epochs is None or epoch < self._epochs
 
     def state_dict(self) -> dict[str, int]:
         """Epoch and batches drawn in it."""
-        return {"epoch": self.epoch, "batches": self.batches}
+        return self._drawn._asdict()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Begin the next iteration behind the batches drawn; after a whole epoch, at the start of the next."""
-        finished = state["batches"] >= len(self)
-        self._start_at(state["epoch"] + finished, 0 if finished else state["batches"])
+        self.start = self._drawn = self.behind(Place(state["epoch"], state["batches"]))
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        self.batches = self._first
-        return self._drawn(self.epoch, self._first)
+        self._drawn = self.start
+        return self._draws(self.start)
 
     def __len__(self) -> int:
         return self.order.batch_count(self.rank)
 
-    def _start_at(self, epoch: int, first: int) -> None:
-        super().set_epoch(epoch)
-        self.batches = self._first = first
-
-    def _drawn(self, epoch: int, first: int) -> Iterator[list[Draw]]:
-        """Forgets where to begin with the first batch: a loader with workers makes two iterators, uses the second."""
-        self._first = 0
-        for batch in self.order.batches(epoch, self.rank)[first:]:
-            self.batches += 1
-            yield [Draw(row, epoch) for row in batch]
+    def _draws(self, place: Place) -> Iterator[list[Draw]]:
+        """Epoch after epoch, as long as those are read ahead."""
+        while True:
+            for batch in self.order.batches(place.epoch, self.rank)[place.batches :]:
+                place = Place(place.epoch, place.batches + 1)
+                self._drawn = place
+                yield [Draw(row, place.epoch) for row in batch]
+            place = Place(place.epoch + 1, 0)
+            if not self.is_read_ahead(place.epoch):
+                return
 
 
 class ManifestLoader(StatefulDataLoader[Any]):
     """A ``StatefulDataLoader`` of `Batch`es whose state says which order it belongs to and suits any number of workers.
 
-    A worker's failure is raised as one line. Make it with `make_loader`, which gives it a `BatchSampler`.
+    One pass over it is one epoch. The next pass goes on with what workers have read ahead if it begins where the last
+    one ended; otherwise workers start anew. A worker's failure is raised as one line. Make it with `make_loader`,
+    which gives it a `BatchSampler`.
     """
 
+    _at: Place | None = None
+    """Where the running iterator stands for whoever consumes it; None if it cannot be gone on with."""
+
     def __iter__(self) -> Any:
-        return self._checked(super().__iter__())
+        sampler = self._batch_sampler()
+        if self._iterator is None or self._at != sampler.start:
+            self._at = sampler.start
+            super().__iter__()
+        return self._checked(self._pass())
 
     def state_dict(self) -> dict[str, Any]:
         """``epoch``, ``batches`` consumed in it, and the ``order`` they belong to. The same on every rank."""
@@ -132,6 +160,19 @@ class ManifestLoader(StatefulDataLoader[Any]):
         noted = state["_snapshot"]["_main_snapshot"] if self.num_workers else state
         place: dict[str, int] = noted["_index_sampler_state"]
         return place
+
+    def _pass(self) -> Iterator[Batch | BatchFailure | None]:
+        """What is left of the epoch. An iterator that does not read on is run to its end, which ends its workers."""
+        sampler, iterator = self._batch_sampler(), self._iterator
+        assert self._at is not None and iterator is not None
+        epoch, first = self._at
+        for number, batch in enumerate(islice(iterator, len(sampler) - first), start=first + 1):
+            self._at, sampler.start = sampler.behind(Place(epoch, number)), Place(epoch, 0)
+            yield batch
+        if not sampler.is_read_ahead(epoch + 1):
+            beyond = next(iterator, None)
+            assert beyond is None, "the order has more batches than it says"
+            self._at = None
 
     def _checked(self, batches: Iterator[Batch | BatchFailure | None]) -> Iterator[Batch]:
         """Raise failures, and leave out a batch whose rows were all skipped."""
@@ -180,9 +221,22 @@ def make_loader(
     *,
     rank: int = 0,
     num_workers: int = 0,
+    prefetch_factor: int = 2,
     pin_memory: bool = False,
+    epochs: int | None = 0,
 ) -> ManifestLoader:
     """Build the loader of one rank.
+
+    Args:
+        dataset: the rows.
+        order: of their batches.
+        collator: joins a batch's rows.
+        rank: whose batches.
+        num_workers: processes that read ahead; 0 reads in this one, when a batch is asked for.
+        prefetch_factor: batches that each worker reads ahead.
+        pin_memory: hand out batches in page-locked memory.
+        epochs: how many epochs follow each other: batches of the next of them are read ahead at an epoch's end. None is
+            without end, 0 ends the workers with each pass.
 
     Raises:
         UserError: an epoch would hold no row on this rank, or there are too many workers.
@@ -197,10 +251,11 @@ def make_loader(
     rows = BatchRows(dataset)
     return ManifestLoader(
         rows,
-        sampler=BatchSampler(rows, order, rank),
+        sampler=BatchSampler(rows, order, rank, epochs),
         batch_size=None,
         collate_fn=collator,
         num_workers=num_workers,
         worker_init_fn=ignore_foreign_sigterm,
         pin_memory=pin_memory,
+        prefetch_factor=prefetch_factor if num_workers else None,
     )

@@ -48,12 +48,13 @@ class LoadingOptions:
         packing: put the rows of a training batch one behind the other in one sequence without padding.
         eval_batch_size: rows of a validation or test batch on one rank.
         num_workers: processes that read ahead on each rank; 0 reads in the training process.
+        prefetch_factor: batches that each of them reads ahead.
         group_by_length: put rows of like length into a training batch (reads every row and container header once at
             the start). A token budget always does.
         group_by_modality: put rows of one modality (text, images, video) into a training batch: text alone runs no
             vision.
         modality_weights: how often an epoch visits rows by what they show.
-        pin_memory: page-locked batches, for GPUs.
+        pin_memory: page-locked batches, which a GPU copies while it computes; None: when training on one.
         seed: decides the order of rows and random placeholder positions.
     """
 
@@ -63,10 +64,11 @@ class LoadingOptions:
     packing: bool = False
     eval_batch_size: int = 1
     num_workers: int = 0
+    prefetch_factor: int = 2
     group_by_length: bool = False
     group_by_modality: bool = False
     modality_weights: ModalityWeights = ModalityWeights()
-    pin_memory: bool = False
+    pin_memory: bool | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -77,6 +79,7 @@ class LoadingOptions:
             ("global_batch_size", 1),
             ("eval_batch_size", 1),
             ("num_workers", 0),
+            ("prefetch_factor", 1),
         ):
             value = getattr(self, name)
             if value is not None and value < least:

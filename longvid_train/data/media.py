@@ -15,6 +15,7 @@ from longvid_train.data.manifest import Media
 from longvid_train.data.processing import MultimodalProcessor
 from longvid_train.data.subtitles import lines_after_frames, lines_in_window
 from longvid_train.data.windows import windowed
+from longvid_train.data.worker_threads import decoding_threads
 from longvid_train.types import Subtitle
 from longvid_train.video import (
     DecodeLimits,
@@ -185,6 +186,7 @@ class MediaLoader:
                 limits=self._options.limits,
                 shortest_edge=self._options.shortest_edge,
                 exact=self._options.exact,
+                workers=decoding_threads(),
             )
             video = _DecodedVideo(clip.frames, tuple(clip.timestamps_s.tolist()))
             self.cache.put(key, video)

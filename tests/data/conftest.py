@@ -12,6 +12,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from longvid_train.data.datamodule import ManifestDataModule
+from longvid_train.data.loading import LoadingOptions
 from longvid_train.models.llama_vid.processing import LlamaVidProcessor, ProcessorSettings
 
 SYSTEM = (
@@ -95,3 +97,22 @@ def video_row() -> Callable[..., dict[str, Any]]:
         }
 
     return row
+
+
+@pytest.fixture(scope="session")
+def processor_folder(processor: LlamaVidProcessor, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("processor")
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def make_module(processor_folder: str, write_rows: Callable[..., Path]) -> Callable[..., ManifestDataModule]:
+    """A data module whose training, validation and test rows are the same; batches of 2."""
+
+    def make(rows: list[dict[str, Any]], **changes: Any) -> ManifestDataModule:
+        loading = LoadingOptions(**{"batch_size": 2, "seed": 5, **changes.pop("loading", {})})
+        path = str(write_rows(rows, "data"))
+        return ManifestDataModule(processor_folder, train=path, val=path, test=path, loading=loading, **changes)
+
+    return make

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,6 @@ from longvid_train.types import Batch
 from longvid_train.video import FramesPerSecond, UniformFrames
 
 
-@pytest.fixture(scope="module")
-def processor_folder(processor: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("processor")
-    processor.save_pretrained(folder)
-    return str(folder)
-
-
 def text_rows(count: int) -> list[dict[str, Any]]:
     return [
         {
@@ -41,16 +34,6 @@ def text_rows(count: int) -> list[dict[str, Any]]:
         }
         for n in range(count)
     ]
-
-
-@pytest.fixture
-def make_module(processor_folder: str, write_rows: Callable[..., Path]) -> Callable[..., ManifestDataModule]:
-    def make(rows: list[dict[str, Any]], **changes: Any) -> ManifestDataModule:
-        loading = LoadingOptions(**{"batch_size": 2, "seed": 5, **changes.pop("loading", {})})
-        path = str(write_rows(rows, "data"))
-        return ManifestDataModule(processor_folder, train=path, val=path, test=path, loading=loading, **changes)
-
-    return make
 
 
 class Recorder(pl.LightningModule):

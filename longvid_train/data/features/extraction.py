@@ -29,6 +29,7 @@ from longvid_train.data.manifest import ManifestRules, MediaType, read_manifest
 from longvid_train.data.media import MediaOptions
 from longvid_train.data.processing import MultimodalProcessor
 from longvid_train.data.windows import windowed
+from longvid_train.data.worker_threads import decoding_threads
 from longvid_train.errors import UserError
 from longvid_train.models.llama_vid.processing import LlamaVidProcessor
 from longvid_train.models.llama_vid.tower_file import tower_sha256
@@ -141,7 +142,7 @@ class PieceDataset(IterableDataset[FramePiece]):
                 isolated=options.isolated,
                 limits=options.limits,
                 shortest_edge=options.shortest_edge,
-                workers=None if get_worker_info() is None else 1,
+                workers=decoding_threads(),
             ).frames
 
     def _judge(self, error: UserError, worker: int) -> None:
