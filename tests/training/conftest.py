@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -242,3 +243,86 @@ def finish_fit() -> Callable[["subprocess.Popen[str]"], tuple[int, list[str]]]:
         return process.returncode, [line for line in errors.splitlines() if line.startswith("longvid: ")]
 
     return finish
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class TwoHosts:
+    """Two network namespaces of this machine with a cable between them.
+
+    ``names`` of the namespaces, ``devices`` and ``addresses`` of the cable's ends.
+    """
+
+    names: tuple[str, str]
+    devices: tuple[str, str]
+    addresses: tuple[str, str]
+
+    def slow_cable(self, rate: str) -> None:
+        """Let no more than ``rate`` (of ``tc``, e.g. ``"20mbit"``) through, each way."""
+        for name, device in zip(self.names, self.devices, strict=True):
+            limit = ["root", "tbf", "rate", rate, "burst", "64kb", "latency", "400ms"]
+            _allowed("tc", "-n", name, "qdisc", "add", "dev", device, *limit)
+
+    def fit(self, *words: str) -> list[str]:
+        """``longvid fit WORDS`` with one process a host, through scripts/launch/torchrun.sh; what each wrote to
+        stderr. Both must end well."""
+        processes = []
+        for rank, (name, device) in enumerate(zip(self.names, self.devices, strict=True)):
+            environment = {
+                **os.environ,
+                "NNODES": "2",
+                "NODE_RANK": str(rank),
+                "NPROC": "1",
+                "MASTER_ADDR": self.addresses[0],
+                "TORCHRUN": str(Path(sys.executable).with_name("torchrun")),
+                "GLOO_SOCKET_IFNAME": device,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(ROOT),
+            }
+            command = ["ip", "netns", "exec", name, "bash", str(ROOT / "scripts" / "launch" / "torchrun.sh"), *words]
+            processes.append(
+                subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+            )
+        try:
+            errors = [process.communicate(timeout=1500)[1] for process in processes]
+            assert [process.returncode for process in processes] == [0, 0], errors
+        finally:
+            for process in processes:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        return errors
+
+
+def _allowed(*words: str) -> None:
+    """Run a command of iproute2, or skip the test."""
+    if shutil.which(words[0]) is None:
+        pytest.skip(f"network namespaces need the {words[0]} command (iproute2)")
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"network namespaces are not allowed here: {' '.join(words)}: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[TwoHosts]:
+    """See `TwoHosts`; skipped where namespaces are not allowed."""
+    hosts = TwoHosts(
+        names=(f"lvhost{os.getpid()}a", f"lvhost{os.getpid()}b"),
+        devices=("lv0", "lv1"),
+        addresses=("10.213.77.1", "10.213.77.2"),
+    )
+    (first, second), (left, right) = hosts.names, hosts.devices
+    try:
+        for name in hosts.names:
+            _allowed("ip", "netns", "add", name)
+        _allowed("ip", "link", "add", left, "netns", first, "type", "veth", "peer", "name", right, "netns", second)
+        for name, device, address in zip(hosts.names, hosts.devices, hosts.addresses, strict=True):
+            _allowed("ip", "-n", name, "address", "add", f"{address}/24", "dev", device)
+            _allowed("ip", "-n", name, "link", "set", device, "up")
+            _allowed("ip", "-n", name, "link", "set", "lo", "up")
+        yield hosts
+    finally:
+        for name in hosts.names:
+            if shutil.which("ip"):
+                subprocess.run(["ip", "netns", "del", name], capture_output=True)
