@@ -33,7 +33,7 @@ variant() {
 }
 
 $longvid world --config configs/world/llama_vid_variants.yaml --out "$work/world" --workers 2
-for name in ${VARIANTS:-both content context bert all all_content grid3 grid2}; do
+for name in ${VARIANTS:-both content context bert all all_content}; do
     case $name in
     both) variant both 1 ;;
     content) variant content 1 --no-text-decoder ;;
@@ -41,8 +41,6 @@ for name in ${VARIANTS:-both content context bert all all_content grid3 grid2}; 
     bert) variant bert 1 --text-decoder configs/llama_vid/nano/bert.json ;;
     all) variant all 0 ;;
     all_content) variant all_content 0 --no-text-decoder ;;
-    grid3) variant grid3 3 ;;
-    grid2) variant grid2 2 ;;
     *) echo "variant '$name' is unknown; see the list in $0" >&2; exit 2 ;;
     esac
 done

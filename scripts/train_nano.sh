@@ -2,7 +2,8 @@
 # Train the nano backbones that ship with the package: OneVision in four stages and Video-LLaVA with its joint-frame
 # tower in five, each on one thread, both at the same time.
 # usage: scripts/train_nano.sh [WORK]        default WORK: runs/nano_backbones
-# environment: FAMILIES="onevision video_llava"  OUT=longvid_train/assets  DEVICE=cpu|cuda
+# environment: FAMILIES="onevision video_llava llama_vid"  OUT=longvid_train/assets  DEVICE=cpu|cuda
+# llama_vid is the quickstart's third stage and the variants of the paper's tables; it asks for nano_llama_vid* to be gone.
 # Hardware: 2 CPU cores, about an hour; the same seed, device and threads give the same files.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,8 +26,16 @@ train() {
     fi
 }
 
+if [[ " ${FAMILIES:-} " == *" llama_vid "* ]]; then
+    bash scripts/quickstart.sh
+    bash scripts/train_llama_vid_variants.sh
+    python -m scripts.pack_llama_vid stages quickstart --out "$out"
+    python -m scripts.pack_llama_vid variants runs/llama_vid_variants --out "$out"
+fi
+
 pids=()
 for family in ${FAMILIES:-onevision video_llava}; do
+    if [[ $family == llama_vid ]]; then continue; fi
     train "$family" &
     pids+=($!)
 done

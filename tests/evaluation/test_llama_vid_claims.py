@@ -216,17 +216,27 @@ def test_adapters_of_other_parts_and_incomplete_ones_are_refused(
 
 
 def test_checks_about_tokens_hold_where_the_paper_s_order_is_found_and_fail_otherwise() -> None:
-    rank = ["content", "bert", "context", "both", "grid2", "grid3", "all_content", "all"]
+    rank = ["content", "bert", "context", "both", "all_content", "all"]
     ordered = TOKENS.checks(made_scores(TOKENS, lambda method, kind: 0.1 + 0.1 * rank.index(method)))
     assert [check.holds for check in ordered] == [True] * 7
     assert ordered[1].here.startswith("+30.0 points") and "detail +30.0 points" in ordered[1].here
-    assert ordered[4].here.startswith("1: 40 %") and "36: 80 %" in ordered[4].here
     level = TOKENS.checks(made_scores(TOKENS, lambda method, kind: 0.5))
     assert [check.holds for check in level] == [False] * 7
-    dip = TOKENS.checks(
-        made_scores(TOKENS, lambda method, kind: 0.1 if method == "grid3" else 0.1 + 0.1 * rank.index(method))
-    )
-    assert [check.holds for check in dip] == [True, True, True, True, False, True, True]
+    pairs = [
+        "context>content",
+        "both>content",
+        "both>context",
+        "all>all_content",
+        "all>both",
+        "bert>content",
+        "both>bert",
+    ]
+    for place, pair in enumerate(pairs):
+        better, worse = pair.split(">")
+        for more, less, holds in ((better, worse, True), (worse, better, False)):
+            share = {more: 0.7, less: 0.4}
+            checks = TOKENS.checks(made_scores(TOKENS, lambda name, kind, share=share: share.get(name, 0.5)))
+            assert checks[place].holds is holds, pair
 
 
 def test_the_gain_of_the_third_stage_is_checked_over_all_and_by_kind() -> None:
