@@ -1,6 +1,7 @@
 """Ranks that fail, are killed or stall: what the others know of them, what is said, and how the processes end."""
 
 import json
+import multiprocessing
 import os
 import re
 import subprocess
@@ -95,10 +96,20 @@ def test_files_of_an_earlier_start_do_not_count(tmp_path: Path) -> None:
     assert board.failure() == failed(0), "that of this start stays"
 
 
-def test_a_cause_that_is_being_written_is_not_read(tmp_path: Path) -> None:
-    board = RankBoard(tmp_path)
-    board.failure_file.write_text('{"rank": 1, "told')
-    assert board.failure() is None
+def test_a_cause_that_cannot_be_written_is_that_of_the_process(tmp_path: Path) -> None:
+    """The failure may be a full disk: it must not be hidden by another one."""
+    folder = tmp_path / "run"
+    folder.write_text("a file where the run's folder should be")
+    assert RankBoard(folder).claim(failed(0))
+
+
+def test_a_launch_script_is_told_the_cause_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = tmp_path / "cause"
+    wanted.touch()
+    monkeypatch.setenv("LONGVID_CAUSE_FILE", str(wanted))
+    RankBoard(tmp_path / "run").claim(failed(1, "rank 1: no memory"))
+    RankBoard(tmp_path / "other").claim(failed(0, "later"))
+    assert wanted.read_text() == "1 rank 1: no memory\n"
 
 
 def test_a_process_is_gone_when_it_has_ended_also_before_its_parent_looks(child: Any) -> None:
@@ -255,7 +266,7 @@ def state(rank: int, micro_batch: int = 5, phase: Phase = Phase.BACKWARD) -> Ran
 
 def test_a_rank_behind_speaks_for_itself_and_the_first_ahead_names_it(tmp_path: Path) -> None:
     states = [state(0), state(1, phase=Phase.FORWARD), state(2), state(3, 4, Phase.OPTIMIZER)]
-    report = tmp_path / "stacks.txt"
+    report = str(tmp_path / "stacks.txt")
     lines = [stall_line(one, states, 60.4, report) for one in states]
     assert lines[0] is not None
     assert lines[0].startswith("rank 0 (h, process 10): no progress for 60 s at step 2, micro-batch 5 (BACKWARD)")
@@ -267,7 +278,7 @@ def test_a_rank_behind_speaks_for_itself_and_the_first_ahead_names_it(tmp_path: 
 
 def test_ranks_at_one_place_are_one_line(tmp_path: Path) -> None:
     states = [state(0), state(1)]
-    lines = [stall_line(one, states, 60.0, tmp_path) for one in states]
+    lines = [stall_line(one, states, 60.0, "") for one in states]
     assert lines[0] is not None
     assert "where all 2 ranks are" in lines[0]
     assert lines[1] is None
@@ -319,29 +330,26 @@ def test_the_phases_of_a_micro_batch_come_in_the_order_in_which_ranks_pass_them(
     assert seen == sorted(seen)
 
 
-def test_the_process_of_a_stalled_job_is_ended_with_a_status_of_its_own(tmp_path: Path) -> None:
-    """In a process of its own, since the training thread hangs: `_end` cannot come back."""
-    text = (
-        "import sys, time\n"
-        "from pathlib import Path\n"
-        "from types import SimpleNamespace\n"
-        "from longvid_train.training.ranks.board import RankBoard, own_state\n"
-        "from longvid_train.training.ranks.job import Job\n"
-        "from longvid_train.training.ranks.monitor import RankMonitor, Watchdog\n"
-        "from longvid_train.training.ranks.progress import Progress\n"
-        "from longvid_train.training.save_queue import SaveQueue\n"
-        "trainer = SimpleNamespace(world_size=1, global_rank=0, strategy=SimpleNamespace(launcher=None))\n"
-        "board = RankBoard(Path(sys.argv[1]))\n"
-        "watchdog = Watchdog(stall_s=0.1, abort=True)\n"
-        "monitor = RankMonitor(Job(trainer), board, Progress(own_state(0)), watchdog, SaveQueue())\n"
-        "monitor.watches_progress = True\n"
-        "monitor.start()\n"
-        "time.sleep(1000)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", text, str(tmp_path)], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 124
-    assert "no progress for" in done.stderr.splitlines()[-1]
-    assert (tmp_path / "stacks_rank0.txt").is_file()
+def stall(run: Path) -> None:
+    monitor = monitor_of(trainer_of(1), run, Watchdog(stall_s=0.1, abort=True))
+    monitor.watches_progress = True
+    monitor.start()
+    time.sleep(1000)
+
+
+def test_the_process_of_a_stalled_job_is_ended_with_a_status_of_its_own(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In a process of its own: its main thread hangs, and nothing comes back from where the monitor ends it."""
+    process = multiprocessing.get_context("fork").Process(target=stall, args=(tmp_path,))
+    process.start()
+    process.join(60)
+    process.kill()
+    assert process.exitcode == 124
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert "no progress for" in last
+    assert "stall (" in last
+    assert "in stall" in (tmp_path / "stacks_rank0.txt").read_text()
 
 
 def test_a_watchdog_without_time_is_a_mistake() -> None:

@@ -1,11 +1,12 @@
 """What the ranks of a job know of each other without a collective: small files in the run folder.
 
 A collective cannot tell why a rank does not come; a file can. ``ranks/rank<r>.json`` says where a rank stands, and
-``failure.json`` is written by the rank that fails first: the file can be created once, so that is the cause, and
+``failure.json`` is published by the rank that fails first: it can get its name once, so that is the cause, and
 whatever the others run into afterwards follows from it. Files older than the `RankBoard` that reads them are of an
 earlier start.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -16,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from longvid_train.files import write_json, write_text
+from longvid_train.training.checkpoint_io import publish
 
 FAILURE_FILE = "failure.json"
 RANKS_FOLDER = "ranks"
@@ -102,25 +104,30 @@ class RankBoard:
             self.failure_file.unlink(missing_ok=True)
 
     def claim(self, failure: JobFailure) -> bool:
-        """Make ``failure`` the job's cause unless there is one; whether it is now."""
-        self.clear()
-        self.run_dir.mkdir(parents=True, exist_ok=True)
+        """Make ``failure`` the job's cause unless there is one; whether it is now.
+
+        Where the folder cannot be written the failure is the cause to this process; the others see that it ends.
+        """
+        temporary = self.failure_file.with_name(f".{FAILURE_FILE}.{failure.told_by}")
         try:
-            with self.failure_file.open("x", encoding="utf-8") as stream:
-                json.dump(asdict(failure), stream, indent=2)
+            self.clear()
+            write_json(temporary, asdict(failure))
+            publish(temporary, self.failure_file)
         except FileExistsError:
             return False
+        except OSError:
+            return True
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
         _tell_launcher(failure)
         return True
 
     def failure(self) -> JobFailure | None:
-        """The job's cause, if there is one and it is written to its end."""
+        """The job's cause, if there is one."""
         if not self._is_of_this_start(self.failure_file):
             return None
-        try:
-            failure = JobFailure(**json.loads(self.failure_file.read_text(encoding="utf-8")))
-        except json.JSONDecodeError:
-            return None
+        failure = JobFailure(**json.loads(self.failure_file.read_text(encoding="utf-8")))
         _tell_launcher(failure)
         return failure
 

@@ -4,6 +4,7 @@ It reports a rank that makes no progress, with the stacks of all its threads, no
 and ends this process when the training thread does not end by itself.
 """
 
+import contextlib
 import faulthandler
 import os
 import signal
@@ -87,6 +88,7 @@ class RankMonitor(threading.Thread):
     def leave(self) -> None:
         """Stop looking: the rank has come to its end in order."""
         self._left.set()
+        self.join()
 
     def know_peers(self) -> None:
         """Read who the others are, as far as they have said so."""
@@ -108,7 +110,8 @@ class RankMonitor(threading.Thread):
         interval_s = min(self.watchdog.stall_s / 8, 30.0)
         if now or time.monotonic() - self._published_s >= interval_s:
             self._published_s = time.monotonic()
-            self.board.publish(self.progress.read()[0])
+            with contextlib.suppress(OSError):  # a full disk is the training thread's to report
+                self.board.publish(self.progress.read()[0])
 
     def failure(self) -> JobFailure | None:
         """The job's cause; one that nobody could write down, as of a killed rank, is found and written here."""
@@ -166,7 +169,10 @@ class RankMonitor(threading.Thread):
         if self._reported_s:
             return
         self._reported_s = idle_s
-        report = dump_stacks(self.board.run_dir, state, idle_s)
+        try:
+            report = str(dump_stacks(self.board.run_dir, state, idle_s))
+        except OSError as error:
+            report = f"not written ({error})"
         states = self._states(state)
         line = stall_line(state, states, idle_s, report)
         if line is None:
@@ -217,14 +223,14 @@ def dump_stacks(run_dir: Path, state: RankState, idle_s: float) -> Path:
     return path
 
 
-def stall_line(mine: RankState, states: list[RankState], idle_s: float, report: Path) -> str | None:
+def stall_line(mine: RankState, states: list[RankState], idle_s: float, report: str) -> str | None:
     """What a rank says of a stall: each that is behind for itself, and the first that is not for those that cannot.
 
     Args:
         mine: where the speaking rank stands.
         states: where all ranks stand, in their order.
         idle_s: seconds without progress.
-        report: the file with the stacks.
+        report: where the stacks are.
 
     Returns:
         One line, or None for a rank that has nothing to add.
