@@ -189,6 +189,20 @@ def test_a_profile_changes_nothing(fit_config: FitConfig, tmp_path: Path) -> Non
     assert losses[0] == losses[1] and len(losses[0]) == 6
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_the_parts_are_those_of_its_kernels(
+    fit_config: FitConfig, world: Any, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """A tiny model leaves a GPU waiting for Python."""
+    config = fit_config(trainer__accelerator="gpu", trainer__max_steps=4, profile={"after_steps": 1, "steps": 3})
+    assert cli.main(["fit", "--config", str(config)]) == 0
+    found = report(tmp_path / "run", "2-4")
+    (seconds,) = found["seconds_per_step"]
+    assert found["device"].startswith("cuda")
+    assert min(seconds[name] for name in ("forward", "backward", "optimizer", "host")) > 0
+    assert seconds["host"] > seconds["forward"] + seconds["backward"] + seconds["optimizer"]
+
+
 def two_ranks(config: Path, run: Path, *words: str) -> list[str]:
     return ["--config", str(config), *words, "--run_dir", str(run), "--trainer.devices", "2"]
 

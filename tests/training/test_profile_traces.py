@@ -2,17 +2,20 @@
 
 import gzip
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_lightning.profilers import SimpleProfiler
 
 from longvid_train.training.data_wait import EPOCH, FETCH
 from longvid_train.training.profiling import marks
+from longvid_train.training.profiling.callback import shortest_lengths_s
 from longvid_train.training.profiling.intervals import NONE, spans
 from longvid_train.training.profiling.marks import Part, PartMarks, part_of_action
 from longvid_train.training.profiling.parts import collective_lengths_s, rank_parts_s
@@ -144,6 +147,31 @@ def test_waiting_and_transfer_are_the_exposed_time_whatever_the_other_ranks_did(
     assert shares[Part.COMMUNICATION] == len(moved)
     assert shares[Part.WAITING] == len(exposed - moved)
     assert shares[Part.BACKWARD] == 40 - len(exposed)
+
+
+class Ranks:
+    """Plays the strategy of one rank: ``others`` are the tensors that another rank brings to each reduction."""
+
+    root_device = torch.device("cpu")
+
+    def __init__(self, others: list[list[float]]) -> None:
+        self._others = others
+
+    def reduce(self, tensor: torch.Tensor, reduce_op: str) -> torch.Tensor:
+        assert reduce_op == "max"
+        return torch.maximum(tensor, torch.tensor(self._others.pop(0), dtype=tensor.dtype))
+
+
+def test_the_shortest_of_each_collective_over_the_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Here they take 3 and 1 s, on the other rank 2 and 5 s."""
+    trace = read(tmp_path, CPU_STEP)
+    same = float(zlib.crc32(b"gloo:all_reduce\ngloo:all_reduce"))
+    ranks: Any = Ranks([[-same, same], [-2.0, -5.0]])
+    assert shortest_lengths_s(ranks, trace) == pytest.approx([2.0, 1.0])
+    assert capsys.readouterr().err == ""
+    others: Any = Ranks([[-(same + 1), same + 1]])
+    assert shortest_lengths_s(others, trace) == pytest.approx([3.0, 1.0])
+    assert "the ranks' traces differ in their collectives; waiting for ranks is counted as" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
