@@ -87,13 +87,19 @@ def losses(run: Path) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize(("overlay", "accumulate"), [("zero2", 2), ("zero3", 2), ("sequence_parallel_zero2", 4)])
 def test_two_ranks_train_the_adapter_that_one_trains(
-    stage: int, config: Path, one: Path, start_fit: StartFit, finish_fit: FinishFit, tmp_path: Path
+    overlay: str,
+    accumulate: int,
+    config: Path,
+    one: Path,
+    start_fit: StartFit,
+    finish_fit: FinishFit,
+    tmp_path: Path,
 ) -> None:
     run = tmp_path / "run"
-    words = ["--config", str(config), "--config", str(CONFIGS / f"zero{stage}.yaml"), "--run_dir", str(run)]
-    words += ["--trainer.devices", "2", "--trainer.accumulate_grad_batches", "2"]
+    words = ["--config", str(config), "--config", str(CONFIGS / f"{overlay}.yaml"), "--run_dir", str(run)]
+    words += ["--trainer.devices", "2", "--trainer.accumulate_grad_batches", str(accumulate)]
     assert finish_fit(start_fit(*words)) == (0, [])
     assert len(losses(one)) == 4
     assert losses(run) == pytest.approx(losses(one), rel=1e-5)
