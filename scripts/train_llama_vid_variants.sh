@@ -8,7 +8,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 work=${1:-runs/llama_vid_variants}
 export OMP_NUM_THREADS=1 WANDB_MODE=offline WANDB_SILENT=true DS_ACCELERATOR=cpu HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=ignore
 longvid=${LONGVID:-.venv/bin/longvid}
-configs=configs/llama_vid/variants
 
 # variant NAME CONTENT_GRID INIT_OPTIONS... : content grid 0 keeps every patch, n pools to n x n
 variant() {
@@ -23,11 +22,11 @@ variant() {
     local folder=$work/$name shared=(--data.conversation.image_content_grid "$grid" --model.stage.trainable "[$full]")
     if [[ ! -d $folder/start ]]; then $longvid init --out "$folder/start" "${init[@]}"; fi
     if [[ ! -d $folder/stage1/model ]]; then
-        $longvid fit --config $configs/stage1.yaml --run_dir "$folder/stage1" --model.model "$folder/start" \
+        $longvid fit --config configs/llama_vid/variants/stage1.yaml --run_dir "$folder/stage1" --model.model "$folder/start" \
             --data.train "$work/world/stage1/train/manifest.jsonl" "${shared[@]}"
     fi
     if [[ ! -d $folder/stage2/adapter ]]; then
-        $longvid fit --config $configs/stage2.yaml --run_dir "$folder/stage2" --model.model "$folder/stage1/model" \
+        $longvid fit --config configs/llama_vid/variants/stage2.yaml --run_dir "$folder/stage2" --model.model "$folder/stage1/model" \
             --data.train "$work/world/stage2/train/manifest.jsonl" --model.lora.target_modules "[$targets]" "${shared[@]}"
     fi
 }

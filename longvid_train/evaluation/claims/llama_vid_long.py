@@ -71,7 +71,7 @@ CLAIM = Claim(
     ),
     held_out=_held_out,
     checks=_checks,
-    cpu_s=120,
+    cpu_s=100,
     kinds=KINDS,
     compared=Compared(files=_files, load=_load),
 )
