@@ -4,6 +4,8 @@
 is written beside its place and gets its name, by a rename, when every file is on disk. Frozen weights are not in it.
 """
 
+import contextlib
+import io
 import json
 import shutil
 from dataclasses import asdict, dataclass
@@ -14,7 +16,10 @@ import torch
 
 from longvid_train.errors import UserError
 from longvid_train.files import write_json
-from longvid_train.training.checkpoint_io import CheckpointWriteError, damage, in_progress, sync_folder
+from longvid_train.training.agreement import raise_on_all
+from longvid_train.training.checkpoint_io import AtomicCheckpointIO, damage, in_progress, sync_folder
+from longvid_train.training.step_split import StepSplit
+from longvid_train.training.universal_checkpoint import load_universal
 
 INDEX_FILE = "index.json"
 TAG = "checkpoint"
@@ -29,6 +34,19 @@ KNOWN_CLASSES = frozenset(
 """What DeepSpeed's files hold beside tensors and plain values. Its loader would build anything that a file names."""
 
 
+class RunCheckpointIO(AtomicCheckpointIO):
+    """`AtomicCheckpointIO` that also reads folders, as the file that a run without ZeRO would have written."""
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint, file or folder; of a folder not the optimiser's states."""
+        if Path(path).is_dir():
+            return read_whole(Path(path))
+        checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only)
+        return checkpoint
+
+
 @dataclass(frozen=True, kw_only=True)
 class FolderIndex:
     """What a checkpoint folder says of itself.
@@ -40,6 +58,7 @@ class FolderIndex:
         processes: of the run.
         trained: names of the parameters in it, with their shapes.
         files: size in bytes of each file, by its path in the folder.
+        split: how the run divided its optimiser steps; None where another number of processes would make other steps.
     """
 
     start: int
@@ -48,9 +67,12 @@ class FolderIndex:
     processes: int
     trained: dict[str, list[int]]
     files: dict[str, int]
+    split: StepSplit | None = None
 
 
-def save_engine(engine: Any, state: dict[str, Any], target: Path, *, start: int, stage: int) -> None:
+def save_engine(
+    engine: Any, state: dict[str, Any], target: Path, *, start: int, stage: int, split: StepSplit | None
+) -> None:
     """Write the state of a DeepSpeed engine to the new folder ``target``; all ranks call it.
 
     Args:
@@ -59,6 +81,7 @@ def save_engine(engine: Any, state: dict[str, Any], target: Path, *, start: int,
         target: whole at any moment or absent.
         start: which start of the run writes.
         stage: of ZeRO.
+        split: how the run divides its optimiser steps.
 
     Raises:
         CheckpointWriteError: on all ranks, if the disk has too little room.
@@ -67,7 +90,7 @@ def save_engine(engine: Any, state: dict[str, Any], target: Path, *, start: int,
     first = torch.distributed.get_rank() == 0
     temporary = in_progress(target)
     trained = trained_shapes(engine.module)
-    _agree(_obstacle(target, temporary, trained) if first else None)
+    raise_on_all(_obstacle(target, temporary, trained) if first else None)
     engine.save_checkpoint(str(temporary), tag=TAG, client_state=state, exclude_frozen_parameters=True)
     if first:
         files = {str(path.relative_to(temporary)): path.stat().st_size for path in _files(temporary)}
@@ -78,6 +101,7 @@ def save_engine(engine: Any, state: dict[str, Any], target: Path, *, start: int,
             processes=torch.distributed.get_world_size(),
             trained=trained,
             files=files,
+            split=split,
         )
         write_json(temporary / INDEX_FILE, asdict(index))
         for path in (*_files(temporary), temporary / TAG, temporary):
@@ -94,12 +118,15 @@ def load_engine(engine: Any, source: Path, *, stage: int) -> dict[str, Any]:
         What `save_engine` was given as ``state``.
 
     Raises:
-        UserError: the folder was written by another stage, number of processes or training.
+        UserError: the folder was written by another stage or training.
+        CheckpointWriteError: another number of processes wrote it, and it cannot be converted on its disk.
     """
     check_stage(source, stage)
     index = read_index(source)
     assert index is not None, "check_stage refuses a folder without one"
     _check_fits(index, source, trained=trained_shapes(engine.module))
+    if index.processes != torch.distributed.get_world_size():
+        return load_universal(engine, source, TAG)
     # Not strict for DeepSpeed, because frozen weights are left out; the names and shapes were just compared.
     _, state = engine.load_checkpoint(
         str(source), tag=TAG, load_module_strict=False, load_lr_scheduler_states=False, load_optimizer_states=True
@@ -108,11 +135,28 @@ def load_engine(engine: Any, source: Path, *, stage: int) -> dict[str, Any]:
     return state
 
 
+def read_whole(folder: Path) -> dict[str, Any]:
+    """Lightning's checkpoint in a folder, with its trained weights put together in float32.
+
+    Args:
+        folder: whole, with nothing in it that would run code (`folder_damage`): DeepSpeed unpickles it.
+    """
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    first = sorted((folder / TAG).glob("*_model_states.pt"))[0]
+    state: dict[str, Any] = torch.load(first, map_location="cpu", weights_only=False)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=True)
+    return {**{name: value for name, value in state.items() if name != "module"}, "state_dict": dict(weights)}
+
+
 def read_index(folder: Path) -> FolderIndex | None:
     """What a folder says of itself; None if it is no checkpoint folder or its index is broken."""
     try:
-        return FolderIndex(**json.loads((folder / INDEX_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        values = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        split = values.get("split")
+        return FolderIndex(**{**values, "split": None if split is None else StepSplit(**split)})
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 
@@ -174,12 +218,6 @@ def trained_shapes(module: torch.nn.Module) -> dict[str, list[int]]:
 
 
 def _check_fits(index: FolderIndex, source: Path, *, trained: dict[str, list[int]]) -> None:
-    processes = torch.distributed.get_world_size()
-    if index.processes != processes:
-        raise UserError(
-            f"--ckpt_path {source}: written by {index.processes} processes, and this run has {processes}; continue "
-            f"with {index.processes}"
-        )
     names = index.trained.keys() | trained.keys()
     differing = sorted(name for name in names if index.trained.get(name) != trained.get(name))
     if differing:
@@ -207,14 +245,6 @@ def _obstacle(target: Path, temporary: Path, trained: dict[str, list[int]]) -> s
             "make room, or choose a --run_dir on another disk (checkpoints already there stay whole)"
         )
     return None
-
-
-def _agree(obstacle: str | None) -> None:
-    """Raise rank 0's obstacle on all ranks: one that raised alone would leave the others waiting."""
-    shared = [obstacle]
-    torch.distributed.broadcast_object_list(shared, src=0)
-    if shared[0] is not None:
-        raise CheckpointWriteError(shared[0])
 
 
 def _files(folder: Path) -> list[Path]:

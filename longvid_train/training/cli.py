@@ -1,5 +1,6 @@
 """LightningCLI of this project: Lightning's conventions, plus a run folder that is never overwritten by accident."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ from longvid_train.errors import UserError
 from longvid_train.training.answers import AnswerAccuracy
 from longvid_train.training.boundary import StepBoundary
 from longvid_train.training.callbacks import ADAPTER_FOLDER, MODEL_FOLDER, ExportModel
-from longvid_train.training.checkpoint_folder import check_stage
-from longvid_train.training.checkpoint_io import AtomicCheckpointIO
+from longvid_train.training.checkpoint_folder import RunCheckpointIO, check_stage
 from longvid_train.training.continued import changes_of_continued_run
 from longvid_train.training.exact_parser import ExactParser
 from longvid_train.training.finished_run import FinishedRun
 from longvid_train.training.last_checkpoint import check_whole, newest_whole
+from longvid_train.training.launch import check_launcher
 from longvid_train.training.notices import notice
 from longvid_train.training.profiling.callback import ProfileSteps, ProfileWindow
 from longvid_train.training.progress import LineProgress
@@ -101,8 +102,9 @@ class RunCLI(LightningCLI):
         parser.link_arguments("model.init_args.model", "data.init_args.processor")
 
     def before_instantiate_classes(self) -> None:
-        """Check the run folder and the checkpoint before anything is built; ``last`` becomes the newest whole file."""
+        """Check launcher, run folder and checkpoint before all is built; ``last`` becomes the newest whole file."""
         settings = self.config[self._only]
+        check_launcher(os.environ, settings["trainer"])
         run_dir, checkpoint = Path(settings["run_dir"]), settings.get("ckpt_path")
         if checkpoint:
             settings["ckpt_path"] = str(find_checkpoint(run_dir, checkpoint))
@@ -143,8 +145,11 @@ class RunCLI(LightningCLI):
         if not sys.stderr.isatty() and settings["trainer"]["enable_progress_bar"] is not False:
             extra.append(LineProgress(settings["log_interval_s"]))
         kwargs["callbacks"] = [*extra, *_listed(self.config_init[self._only]["trainer"]["callbacks"])]
-        kwargs["plugins"] = [*_listed(self.config_init[self._only]["trainer"]["plugins"]), AtomicCheckpointIO()]
-        return super().instantiate_trainer(**kwargs)
+        kwargs["plugins"] = [*_listed(self.config_init[self._only]["trainer"]["plugins"]), RunCheckpointIO()]
+        trainer: pl.Trainer = super().instantiate_trainer(**kwargs)
+        if settings.get("ckpt_path") and isinstance(trainer.strategy, ZeroStrategy):
+            trainer.strategy.continued_from = Path(settings["ckpt_path"])
+        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the subcommand; the processes of a failed job end together."""

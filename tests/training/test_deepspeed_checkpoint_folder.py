@@ -21,6 +21,7 @@ from longvid_train.training.checkpoint_folder import (
 from longvid_train.training.checkpoint_io import publish, remove_checkpoint, remove_in_progress
 from longvid_train.training.cli import find_checkpoint
 from longvid_train.training.last_checkpoint import by_age, newest_whole
+from longvid_train.training.step_split import StepSplit
 
 
 class Command:
@@ -54,7 +55,22 @@ def test_a_whole_folder_has_no_damage_and_says_what_wrote_it(tmp_path: Path) -> 
     assert isinstance(index, FolderIndex)
     assert (index.start, index.step, index.zero_stage, index.processes) == (2, 30, 2, 2)
     assert index.trained == {"a": [3, 4]}
+    assert index.split is None
     assert folder_damage(folder) is None
+
+
+def test_the_index_says_how_a_step_was_divided(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.ckpt") / INDEX_FILE
+    values = json.loads(path.read_text())
+    split = {"batch_size": 1, "ranks": 2, "accumulate": 6, "batches": 12}
+    path.write_text(json.dumps({**values, "split": split}))
+    index = read_index(tmp_path / "a.ckpt")
+    assert index is not None
+    assert index.split == StepSplit(**split)
+    for broken in ({"batch_size": 1}, [1, 2], "two"):
+        path.write_text(json.dumps({**values, "split": broken}))
+        assert read_index(tmp_path / "a.ckpt") is None
+        assert folder_damage(tmp_path / "a.ckpt") == "no readable index.json"
 
 
 def flip_a_byte(path: Path) -> None:

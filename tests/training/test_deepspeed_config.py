@@ -86,7 +86,7 @@ def test_what_zero_cannot_do_is_refused(settings: dict[str, Any], message: str) 
     [
         ("fit", ["--trainer.precision", "16-mixed"], "trainer.precision is 16-mixed; under ZeroStrategy it must be"),
         ("fit", ["--trainer.gradient_clip_algorithm", "value"], "DeepSpeed clips by 'norm' only"),
-        ("test", [], "ZeroStrategy trains only"),
+        ("test", ["--trainer.precision", "16-true"], "trainer.precision is 16-true; under ZeroStrategy it must be"),
     ],
 )
 def test_a_run_that_zero_cannot_keep_its_promises_for_ends_before_weights_load(

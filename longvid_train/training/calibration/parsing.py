@@ -1,5 +1,6 @@
 """The config and flags of ``longvid calibrate``: Lightning's conventions, with a calibration's own keys."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from longvid_train.training.calibration.job import CalibrationJob
 from longvid_train.training.calibration.progress import RowProgress
 from longvid_train.training.calibration.settings import ModelSettings
 from longvid_train.training.exact_parser import ExactParser
+from longvid_train.training.launch import check_launcher
 
 EXAMPLE = """
 Example: a 2-bit cache for the nano LLaVA-OneVision, then another scheme and two processes
@@ -45,6 +47,7 @@ def parse_job(arguments: list[str]) -> tuple[CalibrationJob, pl.Trainer]:
     """
     parser = calibration_parser()
     config = parser.parse_args(arguments)
+    check_launcher(os.environ, config["trainer"])
     try:
         built = parser.instantiate_classes(config)
     except ValueError as error:

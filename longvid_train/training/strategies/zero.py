@@ -16,7 +16,7 @@ Why it looks as it does:
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -31,8 +31,11 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import nn
 
 from longvid_train.errors import UserError
-from longvid_train.training.checkpoint_folder import load_engine, save_engine
+from longvid_train.training.checkpoint import restore_frozen
+from longvid_train.training.checkpoint_folder import FolderIndex, load_engine, read_index, save_engine
 from longvid_train.training.last_checkpoint import ORIGIN_KEY
+from longvid_train.training.notices import notice
+from longvid_train.training.step_split import StepSplit, check_same_rows, coming_split, resplit, split_of
 from longvid_train.training.strategies.zero_config import Offload, zero_config
 from longvid_train.training.strategies.zero_weights import (
     broadcast_replicated,
@@ -48,7 +51,7 @@ PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 
 
 class ZeroStrategy(DeepSpeedStrategy):
-    """DeepSpeed's ZeRO for ``longvid fit``.
+    """DeepSpeed's ZeRO for ``longvid fit``; the other commands run on whole models, one on each rank.
 
     Args:
         stage: what is sharded over the ranks: 1 the optimiser's states, 2 also gradients, 3 also the weights of the
@@ -59,6 +62,10 @@ class ZeroStrategy(DeepSpeedStrategy):
         bucket_elements: gradients that are reduced, and weights that are gathered, at once.
         prefetch_elements: weights gathered ahead of their layer at stage 3.
         timeout_s: seconds a rank waits for the others in a collective before it fails.
+
+    Attributes:
+        continued_from: the checkpoint that ``fit`` will continue, set before it starts, so that what cannot be
+            continued is refused before weights load.
     """
 
     strategy_name = "zero"
@@ -76,11 +83,19 @@ class ZeroStrategy(DeepSpeedStrategy):
         super().__init__(config=config, timeout=timedelta(seconds=timeout_s))
         self.stage = stage
         self._reading: ExitStack | None = None
+        self.continued_from: Path | None = None
+        self._splits: tuple[StepSplit, StepSplit] | None = None
+
+    @property
+    def trains(self) -> bool:
+        """Whether the command is ``fit``, as it is until a trainer says otherwise: the others make no engine."""
+        module = self.lightning_module
+        return module is None or bool(module.trainer.state.fn == TrainerFn.FITTING)
 
     @property
     def whole_model_on_each_rank(self) -> bool:
         """Whether every rank holds all weights between steps."""
-        return self.stage < 3
+        return self.stage < 3 or not self.trains
 
     @property
     def root_device(self) -> torch.device:
@@ -89,17 +104,12 @@ class ZeroStrategy(DeepSpeedStrategy):
         return torch.device("cpu", 0) if device.type == "cpu" else device
 
     def setup_environment(self) -> None:
-        """Start DeepSpeed's process group; Lightning's own strategy does so on GPUs only.
+        """Start DeepSpeed's process group, or without training torch's own.
 
         Raises:
-            UserError: a command other than ``fit``, or a precision that needs the loss scale.
+            UserError: a precision that needs the loss scale, or clipping that DeepSpeed does not know.
         """
         trainer = self.lightning_module.trainer
-        if trainer.state.fn != TrainerFn.FITTING:
-            raise UserError(
-                "ZeroStrategy trains only; give `longvid validate`, `test` and `predict` the exported model as "
-                "model.init_args.model and trainer.strategy 'auto' or 'ddp'"
-            )
         if trainer.precision not in PRECISIONS:
             raise UserError(
                 f"trainer.precision is {trainer.precision}; under ZeroStrategy it must be one of "
@@ -107,14 +117,18 @@ class ZeroStrategy(DeepSpeedStrategy):
             )
         if trainer.gradient_clip_algorithm == "value":
             raise UserError("trainer.gradient_clip_algorithm is 'value'; DeepSpeed clips by 'norm' only")
-        if not isinstance(self.accelerator, CPUAccelerator):
+        if self.trains and not isinstance(self.accelerator, CPUAccelerator):
             super().setup_environment()
             return
-        use_cpu()
+        if self.trains:
+            use_cpu()
         DDPStrategy.setup_environment(self)
 
     def setup_distributed(self) -> None:
         """Join the process group."""
+        if not self.trains:
+            DDPStrategy.setup_distributed(self)
+            return
         if not isinstance(self.accelerator, CPUAccelerator):
             super().setup_distributed()
             return
@@ -125,8 +139,14 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     @contextmanager
     def model_sharded_context(self) -> Iterator[None]:
-        """Let transformers build and load a model in shards at stage 3; it gathers one module at a time to fill it."""
-        self._init_config_if_needed()
+        """Let transformers build and load a model in shards at stage 3; it gathers one module at a time to fill it.
+
+        Raises:
+            UserError: the checkpoint to continue from cannot be continued on this number of processes.
+        """
+        if self.trains:
+            self._compare_splits()
+            self._init_config_if_needed()
         if self.whole_model_on_each_rank:
             yield
             return
@@ -135,8 +155,13 @@ class ZeroStrategy(DeepSpeedStrategy):
         forget_unused_renames(self.lightning_module.model)
 
     def setup(self, trainer: pl.Trainer) -> None:
-        """Give the model and its optimiser to DeepSpeed."""
+        """Give the model and its optimiser to DeepSpeed; without training, put the whole model on the device."""
         model = self.lightning_module
+        if not self.trains:
+            DDPStrategy.setup(self, trainer)
+            # DeepSpeed's engine computes in bfloat16 under both names of the precision.
+            model.to(torch.float32 if trainer.precision == "32-true" else torch.bfloat16)
+            return
         if self.whole_model_on_each_rank:
             super().setup(trainer)
             return
@@ -236,24 +261,69 @@ class ZeroStrategy(DeepSpeedStrategy):
         """Write a checkpoint folder, see `save_engine`; all ranks call it."""
         kept = {name: value for name, value in checkpoint.items() if name not in ("state_dict", "optimizer_states")}
         start = int(checkpoint.get(ORIGIN_KEY, {}).get("start", 0))
-        save_engine(self.deepspeed_engine, kept, Path(self.broadcast(str(filepath))), start=start, stage=self.stage)
+        trainer = self.lightning_module.trainer
+        save_engine(
+            self.deepspeed_engine,
+            kept,
+            Path(self.broadcast(str(filepath))),
+            start=start,
+            stage=self.stage,
+            split=split_of(trainer.train_dataloader, trainer),
+        )
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Restore weights and optimiser from a checkpoint folder and return the rest.
+        """Restore weights and optimiser from a checkpoint folder and return the rest; without training, read weights.
 
         Raises:
-            UserError: the folder is another stage's or another number of processes', or trained other parameters.
+            UserError: the folder is another stage's, or trained other parameters.
         """
+        if not self.trains:
+            checkpoint: dict[str, Any] = self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
+            restore_frozen(checkpoint, self.lightning_module)
+            return checkpoint
         state = load_engine(self.deepspeed_engine, Path(checkpoint_path), stage=self.stage)
         if not self.whole_model_on_each_rank:
             self._keep_whole()
-        return state
+        if self._splits is None:
+            return state
+        before, now = self._splits
+        return resplit(state, before, now, data=type(self.lightning_module.trainer.datamodule).__qualname__)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Load the weights that `load_checkpoint` read; an engine has its own already."""
+        if not self.trains:
+            self.lightning_module.load_state_dict(checkpoint["state_dict"], strict=strict)
+
+    def _compare_splits(self) -> None:
+        """See whether a checkpoint of other processes can be continued, before weights load."""
+        source, trainer = self.continued_from, self.lightning_module.trainer
+        index = None if source is None else read_index(source)
+        if index is None or index.processes == self.world_size:
+            return
+        self._splits = compared_splits(index, coming_split(trainer), where=f"--ckpt_path {source}")
+        if self.is_global_zero:
+            notice(
+                f"{source}: written by {index.processes} processes and continued by {self.world_size}, in DeepSpeed's "
+                "universal form"
+            )
 
     def _sharded_parts(self) -> list[nn.Module]:
         return [self.lightning_module.model.get_decoder().layers]
 
     def _keep_whole(self) -> None:
         keep_whole(self.deepspeed_engine, self.lightning_module, self._sharded_parts())
+
+
+def compared_splits(index: FolderIndex, now: StepSplit | None, *, where: str) -> tuple[StepSplit, StepSplit]:
+    """How a checkpoint's run divided its steps and how this one does.
+
+    Raises:
+        UserError: the steps would have other rows.
+    """
+    check_same_rows(index.split, now, where=where, processes=index.processes)
+    assert index.split is not None, "check_same_rows refuses an order that cannot be divided anew"
+    assert now is not None, "check_same_rows refuses an order that cannot be divided anew"
+    return index.split, now
 
 
 def use_cpu() -> None:
