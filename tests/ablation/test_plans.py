@@ -176,7 +176,7 @@ def test_settings_go_under_a_class_as_on_lightnings_command_line() -> None:
     assert values["model"]["init_args"] == {"lr": 1, "stage": {"name": "x"}}, "the base is left alone"
 
 
-@given(st.recursive(st.integers() | st.text(max_size=3) | st.booleans() | st.none(), lambda inner: st.lists(inner)))
+@given(st.recursive(st.integers() | st.text(max_size=3) | st.booleans() | st.none(), st.lists, max_leaves=6))
 def test_values_without_references_are_filled_with_themselves(value: object) -> None:
     assert references(value) == () and filled(value, {}) == value
 
