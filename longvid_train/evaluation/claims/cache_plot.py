@@ -20,7 +20,7 @@ def cache_png(claim: Claim, scores: Scores) -> bytes:
     """
     frames = claim.grid.frames
     with chart_style():
-        figure = Figure(figsize=(max(7.0, 4.5 * len(frames)), 4.2), facecolor="white")
+        figure = Figure(figsize=(max(7.0, 4.5 * len(frames)), 4.6), facecolor="white")
         panels = figure.subplots(1, len(frames), sharey=True, squeeze=False)[0]
         for axes, count in zip(panels, frames, strict=True):
             axes.grid(axis="y")
@@ -44,5 +44,5 @@ def cache_png(claim: Claim, scores: Scores) -> bytes:
         panels[0].yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
         figure.suptitle(claim.title, fontsize=11, fontweight="bold", x=0.01, ha="left")
         handles = panels[0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside lower center", ncols=2 * len(frames), frameon=False)
+        figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
         return figure_png(figure)

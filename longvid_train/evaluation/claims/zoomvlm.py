@@ -114,7 +114,7 @@ CLAIM = Claim(
     grid=Grid(methods=ZOOM_METHODS, frames=(FRAMES,), one_by_one=True),
     held_out=_held_out,
     checks=_checks,
-    cpu_s=150,
+    cpu_s=100,
 )
 
 ABLATIONS = Claim(
@@ -130,5 +130,5 @@ ABLATIONS = Claim(
     ),
     held_out=lambda episodes, frames, seed: _held_out(max(2, episodes // 2), frames, seed),
     checks=_ablation_checks,
-    cpu_s=150,
+    cpu_s=165,
 )
