@@ -216,7 +216,7 @@ def test_pages_hold_every_number(tmp_path: Path) -> None:
 def test_claims_are_chosen_by_name() -> None:
     assert [claim.name for claim in choose_claims([])] == list(ALL)
     assert {"visual-window", "intp-roofline", "zoomvlm", "zoomvlm-ablations", "embeddings"} <= ALL.keys()
-    assert {"intp-kv-bits-llama-vid", "llama-vid-long-video"} <= ALL.keys()
+    assert {"intp-kv-bits-llama-vid", "llama-vid-tokens", "llama-vid-long-video"} <= ALL.keys()
     assert [claim.name for claim in choose_claims(["intp-frames"])] == ["intp-frames"]
     with pytest.raises(UserError, match="did you mean 'visual-window'"):
         choose_claims(["visual-windw"])

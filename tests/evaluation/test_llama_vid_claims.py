@@ -20,7 +20,6 @@ from longvid_train.evaluation.claims.asking import frames_of
 from longvid_train.evaluation.claims.catalogue import CLAIMS
 from longvid_train.evaluation.claims.cells import Scores
 from longvid_train.evaluation.claims.llama_vid_answers import Compared, ComparedAnswers
-from longvid_train.evaluation.claims.llama_vid_tokens import CLAIM as TOKENS
 from longvid_train.evaluation.claims.llama_vid_tokens import held_out_stills
 from longvid_train.evaluation.claims.llama_vid_variants import FOLDER, VARIANTS, load_variant
 from longvid_train.evaluation.claims.models_plot import models_png
@@ -36,7 +35,7 @@ from longvid_train.world.render import render_frame
 from longvid_train.world.rows import still_of
 from tests.generate.tiny_checkpoint import save_tiny_checkpoint
 
-LONG = CLAIMS["llama-vid-long-video"]
+TOKENS, LONG = CLAIMS["llama-vid-tokens"], CLAIMS["llama-vid-long-video"]
 PARTS = Path(longvid_train.__file__).parent / "assets" / "nano"
 BERT = Path(__file__).parents[2] / "configs" / "llama_vid" / "nano" / "bert.json"
 FULL = {"both": ("context_attention", "content_projector"), "content": ("content_projector",)}
@@ -216,18 +215,16 @@ def test_adapters_of_other_parts_and_incomplete_ones_are_refused(
 
 
 def test_checks_about_tokens_hold_where_the_paper_s_order_is_found_and_fail_otherwise() -> None:
-    rank = ["content", "bert", "context", "both", "all_content", "all"]
+    rank = ["content", "bert", "context", "both"]
     ordered = TOKENS.checks(made_scores(TOKENS, lambda method, kind: 0.1 + 0.1 * rank.index(method)))
-    assert [check.holds for check in ordered] == [True] * 7
+    assert [check.holds for check in ordered] == [True] * 5
     assert ordered[1].here.startswith("+30.0 points") and "detail +30.0 points" in ordered[1].here
     level = TOKENS.checks(made_scores(TOKENS, lambda method, kind: 0.5))
-    assert [check.holds for check in level] == [False] * 7
+    assert [check.holds for check in level] == [False] * 5
     pairs = [
         "context>content",
         "both>content",
         "both>context",
-        "all>all_content",
-        "all>both",
         "bert>content",
         "both>bert",
     ]

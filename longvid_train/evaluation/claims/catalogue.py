@@ -8,6 +8,7 @@ from longvid_train.evaluation.claims.intp_roofline import CLAIM as INTP_ROOFLINE
 from longvid_train.evaluation.claims.kv_bits import CLAIM as KV_BITS
 from longvid_train.evaluation.claims.kv_bits import LLAMA_VID_CLAIM as KV_BITS_LLAMA_VID
 from longvid_train.evaluation.claims.llama_vid_long import CLAIM as LLAMA_VID_LONG
+from longvid_train.evaluation.claims.llama_vid_tokens import CLAIM as LLAMA_VID_TOKENS
 from longvid_train.evaluation.claims.visual_window import CLAIM as VISUAL_WINDOW
 from longvid_train.evaluation.claims.visual_window_long import CLAIM as VISUAL_WINDOW_LONG
 from longvid_train.evaluation.claims.zoomvlm import ABLATIONS as ZOOMVLM_ABLATIONS
@@ -25,6 +26,7 @@ CLAIMS = {
         ZOOMVLM_ABLATIONS,
         KV_BITS,
         KV_BITS_LLAMA_VID,
+        LLAMA_VID_TOKENS,
         LLAMA_VID_LONG,
     )
 }
