@@ -89,18 +89,18 @@ def test_files_of_an_earlier_start_do_not_count(tmp_path: Path) -> None:
     for path in tmp_path.rglob("*.json"):
         os.utime(path, (LONG_AGO_S, LONG_AGO_S))
     board = RankBoard(tmp_path)
+    board.begin()
+    assert not board.failure_file.exists()
     assert (board.failure(), board.states(2)) == (None, {})
     assert board.claim(failed(0)), "the old cause makes room"
     assert board.failure() == failed(0)
-    board.clear()
-    assert board.failure() == failed(0), "that of this start stays"
 
 
 def test_a_cause_that_cannot_be_written_is_that_of_the_process(tmp_path: Path) -> None:
     """The failure may be a full disk: it must not be hidden by another one."""
-    folder = tmp_path / "run"
-    folder.write_text("a file where the run's folder should be")
-    assert RankBoard(folder).claim(failed(0))
+    folder = tmp_path / "runs"
+    folder.write_text("a file where the runs' folder should be")
+    assert RankBoard(folder / "run").claim(failed(0))
 
 
 def test_a_launch_script_is_told_the_cause_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,16 +231,19 @@ def test_an_error_of_its_own_is_claimed_with_its_traceback(guard: RankGuard) -> 
         raise MemoryError("no room")
     except MemoryError as error:
         guard.on_exception(trainer, None, error)  # type: ignore[arg-type]
-        guard.tell(trainer, error)  # returns: the error itself is told
+        with pytest.raises(JobFailedError) as told:
+            guard.tell(trainer, error)
     failure = guard.board.failure()
     assert failure is not None
+    assert (told.value.line, told.value.status) == (failure.line, failure.status)
     assert "failed at step 0: MemoryError: no room (its traceback is in" in failure.line
     assert 'raise MemoryError("no room")' in failure.traceback
     assert failure.status == 1
 
 
 def test_an_error_of_a_collective_without_another_failure_is_its_own(guard: RankGuard) -> None:
-    guard.tell(trainer_of(2), RuntimeError("shapes do not match"))
+    with pytest.raises(JobFailedError, match="RuntimeError: shapes do not match"):
+        guard.tell(trainer_of(2), RuntimeError("shapes do not match"))
     failure = guard.board.failure()
     assert failure is not None
     assert (failure.rank, failure.told_by) == (0, 0)
@@ -252,10 +255,10 @@ def test_what_all_ranks_raise_together_is_nobody_s_failure(guard: RankGuard, err
     assert guard.board.failure() is None
 
 
-def test_a_mistake_that_every_rank_finds_is_told_as_it_is(guard: RankGuard) -> None:
-    guard.board.claim(JobFailure(rank=1, told_by=1, line="rank 1 failed: --ckpt_path x", status=2))
-    guard.monitor.job.children = [subprocess.Popen([sys.executable, "-S", "-c", ""])]  # type: ignore[union-attr]
-    guard.tell(trainer_of(2), UserError("--ckpt_path x"))
+def test_a_user_s_mistake_is_told_as_it_is(guard: RankGuard) -> None:
+    with pytest.raises(JobFailedError) as told:
+        guard.tell(trainer_of(2), UserError("no such file"))
+    assert (told.value.line, told.value.status) == ("no such file", 2)
 
 
 def state(rank: int, micro_batch: int = 5, phase: Phase = Phase.BACKWARD) -> RankState:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import socket
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -98,8 +99,11 @@ class RankBoard:
         """Where the cause stands."""
         return self.run_dir / FAILURE_FILE
 
-    def clear(self) -> None:
-        """Remove the failure of an earlier start."""
+    def begin(self) -> None:
+        """Count from now, by the clock of the folder's disk (maybe another machine's), and forget the last start."""
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.run_dir) as probe:
+            self._since_s = os.fstat(probe.fileno()).st_mtime
         if not self._is_of_this_start(self.failure_file):
             self.failure_file.unlink(missing_ok=True)
 
@@ -110,7 +114,6 @@ class RankBoard:
         """
         temporary = self.failure_file.with_name(f".{FAILURE_FILE}.{failure.told_by}")
         try:
-            self.clear()
             write_json(temporary, asdict(failure))
             publish(temporary, self.failure_file)
         except FileExistsError:

@@ -61,8 +61,8 @@ class RankGuard(Callback):
     def begin(self, trainer: pl.Trainer) -> None:
         """Start to look after the job, before its other processes are launched."""
         job = Job(trainer)
-        if trainer.world_size > 1 and trainer.is_global_zero:
-            self.board.clear()
+        if trainer.world_size > 1:
+            self.board.begin()
             job.announce()
         self._progress = Progress(own_state(trainer.global_rank))
         self.monitor = RankMonitor(job, self.board, self._progress, self.watchdog, save_queue(trainer))
@@ -133,11 +133,10 @@ class RankGuard(Callback):
         return self._failure
 
     def tell(self, trainer: pl.Trainer, error: Exception) -> None:
-        """End this rank's part of a failed job.
+        """End this rank's part of a failed job; nothing for a single process and where all ranks raise alike.
 
         Raises:
-            JobFailedError: what this process prints and exits with; nothing is raised if that is ``error`` itself, also
-            where another rank was first with a mistake of the user's that this one found too.
+            JobFailedError: what this process prints and exits with.
         """
         failure = self.settle(trainer, error)
         if failure is None:
@@ -146,8 +145,7 @@ class RankGuard(Callback):
         if not self.monitor.tells(failure):
             raise JobFailedError(None, failure.status) from error
         self.monitor.job.end_children()
-        if failure.rank != self._progress.read()[0].rank and not isinstance(error, UserError):
-            raise JobFailedError(failure.line, failure.status) from error
+        raise JobFailedError(failure.line, failure.status) from error
 
     def end(self) -> None:
         """Leave the job."""
@@ -176,8 +174,9 @@ class RankGuard(Callback):
 
     def _own_failure(self, error: BaseException) -> JobFailure:
         state, _ = self._progress.read()
-        what, status = describe(error)
-        line = f"{state.name} failed at step {state.step}: {what} (its traceback is in {self.board.failure_file})"
+        line, status = describe(error)
+        if not isinstance(error, UserError):
+            line = f"{state.name} failed at step {state.step}: {line} (its traceback is in {self.board.failure_file})"
         text = "".join(traceback.format_exception(error))
         return JobFailure(rank=state.rank, told_by=state.rank, line=line, status=status, traceback=text)
 
