@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from longvid_train.evaluation.claims import coded
+from longvid_train.evaluation.claims import asking
 from longvid_train.evaluation.claims.answering import Answered
 from longvid_train.evaluation.claims.asking import ask_clips, chat_under
 from longvid_train.evaluation.claims.cache_plot import cache_png
@@ -70,6 +70,13 @@ def test_calibration_is_of_other_episodes_than_the_questions() -> None:
     assert len(calibration) == 8 and len(asked) == 12 and not calibration & asked
 
 
+def test_the_costly_claim_asks_about_half_of_the_episodes_and_calibrates_on_as_many() -> None:
+    assert CLAIM.coding is not None and LLAMA_VID.coding is not None
+    assert [len(claim.held_out(6, 32, 0)) for claim in (CLAIM, LLAMA_VID)] == [6, 3]
+    assert len(LLAMA_VID.coding.calibration()) == len(CLAIM.coding.calibration()) == 8
+    assert LLAMA_VID.held_out(6, 32, 0) == LLAMA_VID.held_out(30, 32, 0)[:3]
+
+
 def test_a_long_episode_keeps_its_pauses() -> None:
     (calm,) = LLAMA_VID.held_out(1, 128, 0)
     assert 10 < len(calm.clip.episode.appearances) < 25 and len(calm.clip.times_s) == 128
@@ -82,7 +89,9 @@ def test_answers_come_from_the_named_cache(untrained_onevision: Path, tmp_path: 
     assert CLAIM.coding is not None
     coding = replace(CLAIM.coding, calibration=partial(few, 2, 32, 99))
     encoded: list[int] = []
-    monkeypatch.setattr(coded, "frames_of", lambda clip, original=coded.frames_of: encoded.append(1) or original(clip))
+    monkeypatch.setattr(
+        asking, "frames_of", lambda clip, original=asking.frames_of: encoded.append(1) or original(clip)
+    )
     answers = CodedAnswers(untrained_onevision, coding, partial(few, 2), tmp_path)
     full = answers(method_of(CLAIM, FULL), 32, 0)
     assert all(one.cache_bits is None for one in full) and len(encoded) == 2
