@@ -14,7 +14,7 @@ from longvid_train.data.conversation import ConversationOptions, LoadedMedium, M
 from longvid_train.data.manifest import Turn
 from longvid_train.data.templates import template_by_name
 from longvid_train.errors import UserError
-from longvid_train.evaluation.claims import llama_vid_answers, llama_vid_variants
+from longvid_train.evaluation.claims import asking, llama_vid_variants
 from longvid_train.evaluation.claims.answering import Answered
 from longvid_train.evaluation.claims.asking import frames_of
 from longvid_train.evaluation.claims.catalogue import CLAIMS
@@ -166,9 +166,7 @@ def test_every_model_is_asked_the_same_and_an_image_passes_the_tower_once(
     models: tuple[Path, dict[str, Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[int] = []
-    monkeypatch.setattr(
-        llama_vid_answers, "frames_of", lambda clip, original=frames_of: drawn.append(1) or original(clip)
-    )
+    monkeypatch.setattr(asking, "frames_of", lambda clip, original=frames_of: drawn.append(1) or original(clip))
     assert TOKENS.compared is not None
     answers = ComparedAnswers(TOKENS.compared, models[0], partial(held_out_stills, 2))
     found = {m.name: answers(m, 1, 0) for m in TOKENS.grid.methods if m.name in FULL}

@@ -1,19 +1,21 @@
-"""Held-out questions asked one by one through a conversation, as ``longvid ask`` asks them: what zooming needs.
+"""Held-out questions asked through a conversation, as ``longvid ask`` asks them.
 
-Frames are encoded once a clip and charged to each of its questions, so that methods compare in time as in tokens.
+One by one is what zooming needs: frames are encoded once a clip and charged to each of its questions, so that methods
+compare in time as in tokens. In batches, models and caches share the frames that one of them encoded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from longvid_train.adaptation.settings import Adaptation
-from longvid_train.evaluation.claims.answering import FRAME_SIDE_PX, NEW_TOKENS, Answered
+from longvid_train.evaluation.claims.answering import BATCH, FRAME_SIDE_PX, NEW_TOKENS, Answered
 from longvid_train.evaluation.claims.held_out import HeldOut
+from longvid_train.generate.answer import Answer
 from longvid_train.generate.backbone_engine import BackboneEngine
 from longvid_train.generate.backbone_prompting import BackbonePrompting
-from longvid_train.generate.chat import FramesRequest, VideoChat
+from longvid_train.generate.chat import Conversation, FramesRequest, VideoChat
 from longvid_train.generate.engine import EngineOptions
 from longvid_train.generate.options import GenerationOptions
 from longvid_train.generate.scoring import score_answer
@@ -22,6 +24,7 @@ from longvid_train.generate.zoom.prompting import ZoomPrompting
 from longvid_train.models.backbones import BackboneProcessor
 from longvid_train.models.backbones.load import AnyBackbone
 from longvid_train.world.clips import Clip, even_clip
+from longvid_train.world.questions import Question
 from longvid_train.world.render import render_frame
 
 
@@ -73,3 +76,42 @@ def ask_clips(chat: VideoChat, clips: Sequence[HeldOut], *, new_tokens: int = NE
 def frames_of(clip: Clip) -> NDArray[np.uint8]:
     """``(N, side, side, 3)`` uint8 RGB."""
     return np.stack([render_frame(clip.episode, time_s, FRAME_SIDE_PX) for time_s in clip.times_s])
+
+
+def encoded_clips(chat: VideoChat, clips: Sequence[HeldOut]) -> list[Conversation]:
+    """A conversation about each clip, its frames rendered and encoded."""
+    talks = [chat.open([FramesRequest(frames_of(one.clip), one.clip.times_s)]) for one in clips]
+    for talk in talks:
+        talk.encode()
+    return talks
+
+
+def ask_encoded(
+    chat: VideoChat, clips: Sequence[HeldOut], talks: Sequence[Conversation], *, new_tokens: int
+) -> Iterator[tuple[Question, Answer, int]]:
+    """Answer every question of every clip, greedily, in left-padded batches.
+
+    Args:
+        chat: answers; another model, cache or adaptation than that of ``talks`` may be asked, of the same tower.
+        clips: with their questions.
+        talks: about them, from `encoded_clips`; they stay as they are.
+        new_tokens: longest answer.
+
+    Yields:
+        Clip after clip, question after question: the question, its answer and how many its batch had.
+    """
+    asked = [(talk, question) for talk, one in zip(talks, clips, strict=True) for question in one.questions]
+    options = GenerationOptions(max_new_tokens=new_tokens)
+    for first in range(0, len(asked), BATCH):
+        batch = asked[first : first + BATCH]
+        twins = [_same_media(chat, talk) for talk, _ in batch]
+        answers = chat.ask_batch(twins, [question.text for _, question in batch], options)
+        for (_, question), answer in zip(batch, answers, strict=True):
+            yield question, answer, len(batch)
+
+
+def _same_media(chat: VideoChat, talk: Conversation) -> Conversation:
+    """A conversation of another chat about frames that are encoded already."""
+    twin = chat.open(talk.media)
+    twin.encoded = talk.encoded
+    return twin

@@ -14,18 +14,17 @@ import torch
 from longvid_train.adaptation.cache import CacheChoice
 from longvid_train.adaptation.reading import adaptation_values
 from longvid_train.adaptation.settings import Adaptation
-from longvid_train.evaluation.claims.answering import BATCH, NEW_TOKENS, Answered
-from longvid_train.evaluation.claims.asking import frames_of
+from longvid_train.evaluation.claims.answering import NEW_TOKENS, Answered
+from longvid_train.evaluation.claims.asking import ask_encoded, encoded_clips
 from longvid_train.evaluation.claims.held_out import HeldOut
 from longvid_train.evaluation.claims.methods import Method
 from longvid_train.generate.answer import Answer
 from longvid_train.generate.backbone_engine import BackboneEngine
 from longvid_train.generate.backbone_prompting import BackbonePrompting
-from longvid_train.generate.chat import Conversation, FramesRequest, VideoChat
+from longvid_train.generate.chat import Conversation, VideoChat
 from longvid_train.generate.engine import Asked, Engine
 from longvid_train.generate.llama_vid_engine import LlamaVidEngine
 from longvid_train.generate.loading import read_prompting
-from longvid_train.generate.options import GenerationOptions
 from longvid_train.generate.prompting import Prompting
 from longvid_train.generate.scoring import score_answer
 from longvid_train.kvcache.attention import rotation_of
@@ -85,26 +84,18 @@ class CodedAnswers:
         """Clip after clip, question after question."""
         clips, talks = self._clips(frames, seed)
         chat = self._plain if method.name == FULL else self._coded(method.name)
-        asked = [(talk, question) for talk, one in zip(talks, clips, strict=True) for question in one.questions]
-        answered: list[Answered] = []
-        for first in range(0, len(asked), BATCH):
-            batch = asked[first : first + BATCH]
-            forks = [_same_media(chat, talk) for talk, _ in batch]
-            texts = [question.text for _, question in batch]
-            answers = chat.ask_batch(forks, texts, GenerationOptions(max_new_tokens=NEW_TOKENS))
-            answered += [
-                Answered(
-                    kind=question.kind,
-                    question=question.text,
-                    truth=question.answer,
-                    answer=answer.answer,
-                    score=score_answer(answer.answer, question.answer, question.kind),
-                    cache_bits=None if answer.cache is None else answer.cache.bits_per_number,
-                    cache_bytes=self._cache_bytes(answer, len(batch)),
-                )
-                for (_, question), answer in zip(batch, answers, strict=True)
-            ]
-        return answered
+        return [
+            Answered(
+                kind=question.kind,
+                question=question.text,
+                truth=question.answer,
+                answer=answer.answer,
+                score=score_answer(answer.answer, question.answer, question.kind),
+                cache_bits=None if answer.cache is None else answer.cache.bits_per_number,
+                cache_bytes=self._cache_bytes(answer, rows),
+            )
+            for question, answer, rows in ask_encoded(chat, clips, talks, new_tokens=NEW_TOKENS)
+        ]
 
     def _cache_bytes(self, answer: Answer, rows: int) -> float:
         """Of one question: the share of a compressed batch, or the positions of a plain cache; see `CacheUse`."""
@@ -118,7 +109,7 @@ class CodedAnswers:
     def _clips(self, frames: int, seed: int) -> tuple[tuple[HeldOut, ...], list[Conversation]]:
         if self._shown is None or self._shown[0] != (frames, seed):
             clips = self._held_out(frames, seed)
-            self._shown = (frames, seed), clips, _encoded(self._plain, clips)
+            self._shown = (frames, seed), clips, encoded_clips(self._plain, clips)
         return self._shown[1], self._shown[2]
 
     def _coded(self, name: str) -> VideoChat:
@@ -160,7 +151,7 @@ class CodedAnswers:
             chat, clips = self._plain, self._coding.calibration()
             prompts = [
                 _prompt(chat, talk, question.text)
-                for one, talk in zip(clips, _encoded(chat, clips), strict=True)
+                for one, talk in zip(clips, encoded_clips(chat, clips), strict=True)
                 for question in one.questions
             ]
             statistics = Statistics(cache_shape(chat.model.config), skip_tokens=policy.sink_tokens)
@@ -171,20 +162,6 @@ class CodedAnswers:
                         observe_row(chat.model, statistics, _row(chat.engine, asked, number))
             self._observed = statistics, rotation
         return self._observed
-
-
-def _encoded(chat: VideoChat, clips: Sequence[HeldOut]) -> list[Conversation]:
-    talks = [chat.open([FramesRequest(frames_of(one.clip), one.clip.times_s)]) for one in clips]
-    for talk in talks:
-        talk.encode()
-    return talks
-
-
-def _same_media(chat: VideoChat, talk: Conversation) -> Conversation:
-    """A conversation of another chat of the same model about frames that are encoded already."""
-    twin = chat.open(talk.media)
-    twin.encoded = talk.encoded
-    return twin
 
 
 def _asked_by(engine: Engine, prompting: Prompting) -> Engine:

@@ -11,13 +11,12 @@ from pathlib import Path
 import torch
 
 from longvid_train.errors import UserError
-from longvid_train.evaluation.claims.answering import BATCH, Answered
-from longvid_train.evaluation.claims.asking import frames_of
+from longvid_train.evaluation.claims.answering import Answered
+from longvid_train.evaluation.claims.asking import ask_encoded, encoded_clips
 from longvid_train.evaluation.claims.held_out import HeldOut
 from longvid_train.evaluation.claims.methods import Method
 from longvid_train.files import sha256_file
-from longvid_train.generate.chat import Conversation, FramesRequest, VideoChat
-from longvid_train.generate.options import GenerationOptions
+from longvid_train.generate.chat import Conversation, VideoChat
 from longvid_train.generate.scoring import score_answer
 
 NEW_TOKENS = 16
@@ -70,27 +69,19 @@ class ComparedAnswers:
         chat = self._chat(method.name)
         if self._shown is None or self._shown[0] != (frames, seed):
             clips = self._held_out(frames, seed)
-            self._shown = (frames, seed), clips, _encoded(chat, clips)
+            self._shown = (frames, seed), clips, encoded_clips(chat, clips)
         _, clips, talks = self._shown
-        asked = [(talk, question) for talk, one in zip(talks, clips, strict=True) for question in one.questions]
-        options = GenerationOptions(max_new_tokens=NEW_TOKENS)
-        answered: list[Answered] = []
-        for first in range(0, len(asked), BATCH):
-            batch = asked[first : first + BATCH]
-            twins = [_same_media(chat, talk) for talk, _ in batch]
-            answers = chat.ask_batch(twins, [question.text for _, question in batch], options)
-            answered += [
-                Answered(
-                    kind=question.kind,
-                    question=question.text,
-                    truth=question.answer,
-                    answer=answer.answer,
-                    score=score_answer(answer.answer, question.answer, question.kind),
-                    visual_tokens=answer.visual_tokens,
-                )
-                for (_, question), answer in zip(batch, answers, strict=True)
-            ]
-        return answered
+        return [
+            Answered(
+                kind=question.kind,
+                question=question.text,
+                truth=question.answer,
+                answer=answer.answer,
+                score=score_answer(answer.answer, question.answer, question.kind),
+                visual_tokens=answer.visual_tokens,
+            )
+            for question, answer, _ in ask_encoded(chat, clips, talks, new_tokens=NEW_TOKENS)
+        ]
 
     def _chat(self, name: str) -> VideoChat:
         if name not in self._chats:
@@ -108,17 +99,3 @@ def _check_same_tower(chat: VideoChat, other: VideoChat) -> None:
             f"{chat.name} and {other.name} have different vision towers; compare models that were trained from one "
             "start, whose tower is frozen"
         )
-
-
-def _encoded(chat: VideoChat, clips: tuple[HeldOut, ...]) -> list[Conversation]:
-    talks = [chat.open([FramesRequest(frames_of(one.clip), one.clip.times_s)]) for one in clips]
-    for talk in talks:
-        talk.encode()
-    return talks
-
-
-def _same_media(chat: VideoChat, talk: Conversation) -> Conversation:
-    """A conversation of another model about frames that are encoded already."""
-    twin = chat.open(talk.media)
-    twin.encoded = talk.encoded
-    return twin
