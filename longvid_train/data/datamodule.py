@@ -243,6 +243,8 @@ class ManifestDataModule(pl.LightningDataModule):
                 key = "test" if split == "predict" else split
                 raise UserError(f"the config names no manifest for '{split}'; set data.{key}")
             manifests = [self._read(path) for path in paths]
+            if split != "train":
+                self._check_rows_for_all("test" if split == "predict" else split, sum(map(len, manifests)))
             self._datasets[split] = ManifestDataset(
                 manifests,
                 self.processor,
@@ -256,6 +258,14 @@ class ManifestDataModule(pl.LightningDataModule):
                 seed=self._loading.seed,
             )
         return self._datasets[split]
+
+    def _check_rows_for_all(self, key: str, rows: int) -> None:
+        """Refuse held-out rows that not every rank has one of: the others would wait for it."""
+        if rows < self._world_size:
+            raise UserError(
+                f"data.{key} has {rows} row{'' if rows == 1 else 's'} and the run has {self._world_size} processes, "
+                f"each of which needs at least one; use at most {rows} processes, or hold out more rows"
+            )
 
     def _checked_features(self, manifests: Sequence[Manifest]) -> FeatureSource | None:
         """The feature cache, opened once, after checking that it holds all media of ``manifests``."""
