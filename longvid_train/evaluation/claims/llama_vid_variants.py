@@ -1,4 +1,4 @@
-"""The shipped variants of nano LLaMA-VID: token types and text decoders (arXiv:2311.17043, Tables 4, 6).
+"""The shipped variants of nano LLaMA-VID: token types, numbers and text decoders (arXiv:2311.17043, Tables 4 to 6).
 
 Each was trained by ``scripts/train_llama_vid_variants.sh`` from the package's nano parts, on still images: stage 1 in
 full, stage 2 with the projections in full and low-rank adapters elsewhere, so that only its adapter ships. The adapter
@@ -26,6 +26,7 @@ from longvid_train.generate.llama_vid_prompting import LlamaVidPrompting
 from longvid_train.models.adapter import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE, Adapter, read_adapter
 from longvid_train.models.llama_vid import LlamaVidForConditionalGeneration, LlamaVidProcessor, build_llama_vid
 from longvid_train.models.lora import apply_adapter, read_shape
+from longvid_train.types import ALL_PATCHES
 
 FOLDER = "nano_llama_vid_variants"
 PARTS = "nano"
@@ -48,7 +49,7 @@ class Variant:
     Attributes:
         name: of its folder.
         words: for people.
-        content_grid: content tokens, ``n`` for ``n x n``, 0 for one a patch.
+        content_grid: content tokens, ``n`` for ``n x n`` or ``ALL_PATCHES``.
         text_decoder: what guides the context token; without one there is none.
         content: whether there are content tokens.
     """
@@ -67,6 +68,8 @@ VARIANTS = {
         Variant(name="context", words="1 context token", content=False),
         Variant(name="both", words="1 context and 1 content token (Q-Former)"),
         Variant(name="bert", words="1 context (fresh 2-layer BERT) and 1 content token", text_decoder="bert"),
+        Variant(name="all", words="1 context and 36 content tokens", content_grid=ALL_PATCHES),
+        Variant(name="all_content", words="36 content tokens", content_grid=ALL_PATCHES, text_decoder="none"),
     )
 }
 
