@@ -5,7 +5,7 @@ examples:
   longvid ablate configs/ablations/kv_bits.yaml --out runs/ablations/kv_bits --dry-run
   longvid ablate configs/ablations/llama_vid_token_types.yaml --out runs/ablations/token_types --seeds 5 --processes 2
   longvid ablate configs/ablations/llama_vid_token_types.yaml --out runs/ablations/token_types --only tokens=both seed=0
-  (cd runs/ablations/smoke && wandb sync --sync-all)
+  wandb sync runs/ablations/smoke/wandb/offline-run-*
 
 The config is a wandb sweep file of method grid ('wandb sweep CONFIG' takes it as it is) whose parameter 'recipe' names
 what a cell runs. --out gets results.json, table.md, results.png, cells/CELL/seedN with all that is known of a run, and
