@@ -1,5 +1,6 @@
 """How a sequence is cut into parts, and what is refused before weights load; no second process."""
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -164,3 +165,17 @@ def test_processes_that_form_no_group_end_the_run_before_weights_load(
     assert cli.main(["fit", "--config", str(fit_config()), "--config", str(CONFIG), *words]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("longvid: ")]
     assert message in line
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_heads_that_cannot_be_shared_end_all_processes_with_one_line(
+    fit_config: Callable[..., Path],
+    start_fit: Callable[..., "subprocess.Popen[str]"],
+    finish_fit: Callable[["subprocess.Popen[str]"], tuple[int, list[str]]],
+) -> None:
+    words = ["--trainer.devices", "3", "--trainer.strategy.init_args.sequence_parallel_size=3"]
+    process = start_fit("--config", str(fit_config()), "--config", str(CONFIG), *words)
+    status, (line,) = finish_fit(process)
+    assert status == 2
+    assert "2 attention heads (2 key-value heads) cannot be shared equally by 3 processes; use one of 2" in line
