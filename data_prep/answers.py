@@ -30,7 +30,14 @@ def open_question(
 
 
 def multiple_choice(
-    *, row_id: str, video: str, question: str, options: Sequence[str], correct: int | None, meta: Mapping[str, Any]
+    *,
+    row_id: str,
+    video: str,
+    question: str,
+    options: Sequence[str],
+    correct: int | None,
+    meta: Mapping[str, Any],
+    subtitles: str | None = None,
 ) -> Sample:
     """A row that asks for the letter of one of ``options``; ``correct`` counts from 0, None leaves the answer out.
 
@@ -49,6 +56,7 @@ def multiple_choice(
         video=video,
         question=f"{question}\n{listed}\n{CHOICE_INSTRUCTION}",
         answer=answer,
+        subtitles=subtitles,
         meta={**meta, "kind": "multiple_choice", "options": list(options), **known},
     )
 

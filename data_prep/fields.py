@@ -1,6 +1,7 @@
 """Taking fields out of a parsed record, with the message a broken record gets."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,14 @@ def whole_field(value: Any, name: str) -> int:
     if isinstance(found, bool) or not isinstance(found, int):
         raise BadRecordError(f"field '{name}' is not a whole number", shown(found))
     return found
+
+
+def number_field(value: Any, name: str) -> float:
+    """A field that must be a number, not negative and not infinite."""
+    found = field(value, name)
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found < math.inf:
+        raise BadRecordError(f"field '{name}' is not a number, 0 or more", shown(found))
+    return float(found)
 
 
 def list_field(value: Any, name: str) -> list[Any]:

@@ -8,7 +8,7 @@ from data_prep.outcome import BadRecordError, MissingMediaError
 from longvid_train.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".mpg", ".wmv", ".ts")
-"""Tried in this order where a source names its videos without a suffix."""
+"""Tried in this order where a source names its videos without a suffix; after them the same in capitals."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class MediaFolder:
             MissingMediaError: there is no such file.
         """
         relative = [self.checked(stem) for stem in stems]
-        for name in (stem + suffix for stem in relative for suffix in VIDEO_SUFFIXES):
+        spelt = (*VIDEO_SUFFIXES, *map(str.upper, VIDEO_SUFFIXES))
+        for name in (stem + suffix for stem in relative for suffix in spelt):
             if self._holds(name):
                 return self.row_path(name)
         tried = " or ".join(dict.fromkeys(str(self.folder / stem) for stem in relative))
@@ -70,9 +71,9 @@ class MediaFolder:
         Public files name videos by what was made of them (``v_abc.pkl``) or by one container where downloads differ.
         """
         relative = PurePosixPath(self.checked(name))
-        if self._holds(relative.as_posix()) and relative.suffix in VIDEO_SUFFIXES:
+        if self._holds(relative.as_posix()) and relative.suffix.lower() in VIDEO_SUFFIXES:
             return self.row_path(relative.as_posix())
-        named = relative.suffix in (*VIDEO_SUFFIXES, ".pkl")
+        named = relative.suffix.lower() in (*VIDEO_SUFFIXES, ".pkl")
         return self.find_any(relative.with_suffix("").as_posix() if named else relative.as_posix())
 
     def checked(self, name: str) -> str:

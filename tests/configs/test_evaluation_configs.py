@@ -20,7 +20,7 @@ def benchmarks() -> list[dict[str, Any]]:
 
 def test_every_evaluation_is_headed_and_read() -> None:
     paths = sorted(FOLDER.glob("*.yaml"))
-    assert len(paths) == 9
+    assert len(paths) == 12
     for path in paths:
         head = [line for line in path.read_text().splitlines() if line.startswith("#")]
         for word in ("# Paper:", "# Command:", "# Hardware:", "# Expected:"):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 
@@ -202,6 +204,120 @@ def egoschema(root: Path) -> Layout:
     return Layout(arguments, path, 4, 3, root / "videos" / f"{uids[1]}.mp4", "", "question")
 
 
+def videomme(root: Path) -> Layout:
+    videos = [("001", "short", "fFjv93ACGo8"), ("601", "long", "w-_Nb7kQx0c")]
+    records = [
+        {
+            "video_id": number,
+            "duration": duration,
+            "domain": "Knowledge",
+            "sub_category": "Humanity & History",
+            "url": f"https://www.youtube.com/watch?v={name}",
+            "videoID": name,
+            "question_id": f"{number}-{at}",
+            "task_type": "Counting Problem",
+            "question": "Which decoration has the largest number?",
+            "options": ["A. Apples.", "B. Candles.", "C. Berries.", "D. The three kinds are of the same number."],
+            "answer": answer,
+        }
+        for number, duration, name in videos
+        for at, answer in enumerate("CA" if duration == "short" else "D", start=1)
+    ]
+    path = root / "videomme" / "test-00000-of-00001.parquet"
+    path.parent.mkdir()
+    pq.write_table(pa.Table.from_pylist(records), path)
+    write_media(root / "data", "fFjv93ACGo8.mp4", "w-_Nb7kQx0c.mp4")
+    (root / "subtitle").mkdir()
+    (root / "subtitle" / "fFjv93ACGo8.srt").write_text(
+        "1\n00:00:01,000 --> 00:00:02,500\n"
+        '<font color="white" size=".72c">[Music]</font>\n<font color="white" size=".72c">and new  at 6:00</font>\n\n'
+        '2\n00:00:03,000 --> 00:00:04,000\n<font color="white" size=".72c"> </font>\n'
+    )
+    arguments = ["--annotations", str(path), "--videos", str(root / "data"), "--srt", str(root / "srt")]
+    arguments += ["--subtitles", str(root / "subtitle")]
+    return Layout(arguments, path, 3, 3, root / "data" / "w-_Nb7kQx0c.mp4", "", "videoID")
+
+
+def mlvu(root: Path) -> Layout:
+    def record(video: str, kind: str, candidates: list[Any], answer: Any, question: str) -> dict[str, Any]:
+        return {
+            "video": video,
+            "duration": 467.98,
+            "question": question,
+            "candidates": candidates,
+            "answer": answer,
+            "question_type": kind,
+        }
+
+    colours = ["Yellow", "Red", "Green", "Blue"]
+    needles = [
+        record("needle_32.mp4", "findNeedle", ["Delivers a product", "Shakes hands"], "Shakes hands", "What is done"),
+        record("needle_33.mp4", "findNeedle", colours, "Blue", "Which colour?"),
+    ]
+    path = write_json_array(root / "json" / "2_needle.json", needles)
+    plots = [record("movie101_66.mp4", "plotQA", colours, name, "What colour?") for name in ("Yellow", "Red")]
+    write_json_array(root / "json" / "1_plotQA.json", plots)
+    counts = [record("count_9.mp4", "count", [4, 1, 2, 7], 7, "How many?")]
+    write_json_array(root / "json" / "4_count.json", counts)
+    summary = {
+        "video": "217.mp4",
+        "duration": 480.0,
+        "question": "Summarise.",
+        "answer": "A",
+        "question_type": "summary",
+    }
+    write_json_array(root / "json" / "9_summary.json", [summary])
+    for task, names in {
+        "1_plotQA": ["movie101_66.mp4"],
+        "2_needle": ["needle_32.mp4", "needle_33.mp4"],
+        "4_count": ["count_9.mp4"],
+    }.items():
+        write_media(root / "video" / task, *names)
+    files = [str(root / "json" / f"{name}.json") for name in ("1_plotQA", "2_needle", "4_count", "9_summary")]
+    arguments = ["--annotations", *files, "--videos", str(root / "video")]
+    return Layout(arguments, path, 6, 5, root / "video" / "2_needle" / "needle_33.mp4", "needle_33.mp4", "question")
+
+
+def longvideobench(root: Path) -> Layout:
+    videos = [("86CxyhFV9MI", 15, 9.5, 553.0), ("jPQXGdnIvPo", 3600, 1200.0, 0)]
+    records = [
+        {
+            "video_id": name,
+            "question": "In the video, which subtitles appear at the same time as the man with black hair?",
+            "question_wo_referring_query": "Which subtitles appear?",
+            "candidates": ["promisc has come to an end", "run out of time", "the end"][: 2 + at],
+            "correct_choice": at,
+            "position": [854, 1018],
+            "topic_category": "NP-News-Programs",
+            "question_category": ("TOS", "S2E")[at],
+            "level": "L2-Relation",
+            "id": f"{name}_{at}",
+            "video_path": f"{name}.mp4",
+            "subtitle_path": f"{name}_en.json",
+            "duration_group": group,
+            "starting_timestamp_for_subtitles": start,
+            "duration": duration,
+            "view_count": 31100,
+        }
+        for name, group, duration, start in videos
+        for at in range(2 if group == 15 else 1)
+    ]
+    path = write_json_array(root / "lvb_val.json", records)
+    write_media(root / "videos", *(f"{name}.mp4" for name, *_ in videos))
+    clocked = [
+        {"start": "00:09:11.000", "end": "00:09:12.900", "line": "before the clip"},
+        {"start": "00:09:12.500", "end": "00:09:14.250", "line": "as it <i>starts</i>"},
+        {"start": "00:09:20.000", "end": "00:09:40.000", "line": "until after its end"},
+        {"start": "00:10:00.000", "end": "00:10:01.000", "line": "behind the clip"},
+    ]
+    write_json_array(root / "subtitles" / "86CxyhFV9MI_en.json", clocked)
+    timed = [{"timestamp": [1181.5, None], "text": " last words "}, {"timestamp": [0.0, 2.25], "text": "hello"}]
+    write_json_array(root / "subtitles" / "jPQXGdnIvPo_en.json", timed)
+    arguments = ["--annotations", str(path), "--videos", str(root / "videos"), "--split", "val"]
+    arguments += ["--srt", str(root / "srt"), "--subtitles", str(root / "subtitles")]
+    return Layout(arguments, path, 3, 3, root / "videos" / "jPQXGdnIvPo.mp4", "jPQXGdnIvPo.mp4", "candidates")
+
+
 def folder(root: Path) -> Layout:
     names = ["a/first.mp4", "a/b/second.MKV", "third.webm"]
     write_media(root / "videos", *names)
@@ -226,6 +342,9 @@ LAYOUTS: dict[str, Callable[[Path], Layout]] = {
         activitynet_qa,
         nextqa,
         egoschema,
+        videomme,
+        mlvu,
+        longvideobench,
         folder,
     )
 }

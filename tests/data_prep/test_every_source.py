@@ -21,6 +21,12 @@ from longvid_train.data.manifest import Manifest, ManifestRules, read_manifest
 
 Layout = Any
 
+ELSEWHERE = {"movienet", "longalpaca", "long_videoqa"}
+"""Sources whose layouts are in tests of their own."""
+
+TEXT_SOURCES = sorted(set(SOURCES) - ELSEWHERE - {"videomme"})
+"""Sources whose annotations are text; those of ``videomme`` are Parquet (test_long_video_benchmarks.py)."""
+
 
 def rows_of(manifest: Path) -> Manifest:
     return read_manifest(manifest, ManifestRules(require_answer=False))
@@ -40,8 +46,7 @@ def run(name: str, layout: Layout, out: Path, *further: str) -> int:
 
 
 def test_every_source_has_a_layout(layouts: dict[str, Any]) -> None:
-    other = {"movienet", "longalpaca", "long_videoqa"}
-    assert set(SOURCES) - other == set(layouts)
+    assert set(SOURCES) - ELSEWHERE == set(layouts)
 
 
 def test_help_shows_an_example_that_parses(source: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,6 +174,7 @@ def test_cut_off_annotations_write_nothing(
     assert not out.exists() and not (tmp_path / "data" / "out.receipt.json").exists()
 
 
+@pytest.mark.parametrize("source", TEXT_SOURCES, indirect=True)
 def test_byte_order_mark_is_accepted(source: str, layout: Layout, tmp_path: Path) -> None:
     plain, marked = tmp_path / "data" / "plain.jsonl", tmp_path / "data" / "marked.jsonl"
     assert run(source, layout, plain) == 0
@@ -177,6 +183,7 @@ def test_byte_order_mark_is_accepted(source: str, layout: Layout, tmp_path: Path
     assert marked.read_bytes() == plain.read_bytes()
 
 
+@pytest.mark.parametrize("source", TEXT_SOURCES, indirect=True)
 @pytest.mark.parametrize(("encoding", "told"), [("utf-16", "UTF-16"), ("cp1252", "is not UTF-8")])
 def test_other_encodings_are_named(
     source: str, layout: Layout, tmp_path: Path, encoding: str, told: str, capsys: pytest.CaptureFixture[str]
@@ -190,6 +197,7 @@ def test_other_encodings_are_named(
     assert not out.exists()
 
 
+@pytest.mark.parametrize("source", TEXT_SOURCES, indirect=True)
 def test_missing_field_is_named(
     source: str, layout: Layout, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -222,14 +230,14 @@ def test_missing_medium_stops_the_run_unless_allowed(
     missing = [entry for entry in left_out if entry["kind"] == "missing"]
     assert len(missing) == 1
     assert layout.medium.with_suffix("").name in missing[0]["detail"]
-    assert missing[0]["where"].startswith(f"{layout.annotations}:")
+    assert missing[0]["where"].startswith(f"{layout.annotations}{' (' if source == 'videomme' else ':'}")
 
 
 def test_path_out_of_the_media_folder_is_refused(
     source: str, layout: Layout, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if not layout.name:
-        assert source in ("sharegpt", "msvd_qa", "msrvtt_qa", "nextqa", "egoschema")  # in test_source_rows.py
+        assert source in ("sharegpt", "msvd_qa", "msrvtt_qa", "nextqa", "egoschema", "videomme")  # in their own tests
         return
     quote = '"' if layout.name.startswith('"') else ""
     name = layout.name.removeprefix('"')

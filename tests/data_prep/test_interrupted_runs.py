@@ -259,7 +259,7 @@ def test_media_names_never_lead_out_of_their_folder(tmp_path: Path, name: str) -
 def test_media_are_found_by_their_exact_name_before_any_other(tmp_path: Path) -> None:
     media = tmp_path / "set" / "media"
     media.mkdir(parents=True)
-    for name in ("v.1.mp4", "v.1.mkv", "w.webm"):
+    for name in ("v.1.mp4", "v.1.mkv", "w.webm", "x.MP4", "v.1.MP4"):
         (media / name).write_bytes(b"x")
     folder = MediaFolder.open(media, tmp_path / "set" / "m.jsonl", "video")
     assert folder.find_video("v.1.mkv") == "media/v.1.mkv"
@@ -267,6 +267,7 @@ def test_media_are_found_by_their_exact_name_before_any_other(tmp_path: Path) ->
     assert folder.find_video("w.pkl") == "media/w.webm"
     assert folder.find_video("w") == "media/w.webm"
     assert folder.find_any("nothing", "w") == "media/w.webm"
+    assert folder.find_any("x") == folder.find_video("x.mp4") == folder.find_video("x.MP4") == "media/x.MP4"
     other = MediaFolder.open(media, tmp_path / "elsewhere" / "m.jsonl", "video")
     assert other.find_any("w") == str(media / "w.webm")
     with pytest.raises(UserError, match="no such folder; name the folder that holds the video files"):

@@ -26,6 +26,9 @@ USUAL_CATEGORIES = (
 medium, long), ``domain``, ``sub_category``, ``task_type``; MLVU ``task``; LongVideoBench ``duration_group`` and
 ``question_category``."""
 
+LENGTHS = ("short", "medium", "long")
+"""VideoMME's names of lengths, in order."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -179,7 +182,14 @@ def _breakdown(name: str, rows: Sequence[Row], label: Callable[[Row], str | None
 
 
 def _labels(rows: Sequence[Row], name: str) -> list[str]:
-    return sorted({label for row in rows if (label := _label(row, name)) is not None})
+    return sorted({label for row in rows if (label := _label(row, name)) is not None}, key=_place)
+
+
+def _place(label: str) -> tuple[int, str]:
+    """Where a label stands: VideoMME's lengths from short to long, LongVideoBench's 15, 60, 600 and 3600 s by size."""
+    if label in LENGTHS:
+        return LENGTHS.index(label), label
+    return (int(label) if label.isdecimal() else 0), label
 
 
 def _label(row: Row, name: str) -> str | None:
