@@ -122,6 +122,7 @@ def test_a_step_with_other_rows_ends_before_weights_load(
         raise AssertionError("weights were loaded")
 
     monkeypatch.setattr("longvid_train.training.module.load_for_training", never)
+    monkeypatch.setattr("longvid_train.training.strategies.zero.use_cpu", lambda: None)
     monkeypatch.setattr("longvid_train.training.strategies.zero.ZeroStrategy.setup_distributed", lambda _: None)
     words = ["--config", str(config), "--config", str(CONFIGS / "zero2.yaml"), "--run_dir", str(tmp_path / "run")]
     assert cli.main(["fit", *words, "--ckpt_path", "last"]) == 2
