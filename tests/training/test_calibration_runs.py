@@ -417,6 +417,7 @@ def test_the_quantizer_answers_in_ask_and_for_its_model_only(
     assert "was calibrated for" in error and "calibrate for this model" in error
 
 
+OVERLAYS = Path(__file__).parents[2] / "configs" / "deepspeed"
 WAIT_S = 600
 
 
@@ -431,17 +432,30 @@ def start(*words: str) -> "subprocess.Popen[str]":
     )
 
 
-def two_processes(config: Path, out: Path) -> list[str]:
-    return ["--config", str(config), "--out", str(out), "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+def two_processes(config: Path, out: Path, strategy: str = "ddp") -> list[str]:
+    """Words of a calibration by two processes under DDP or an overlay of configs/deepspeed."""
+    spread = ["--trainer.strategy", "ddp"] if strategy == "ddp" else ["--config", str(OVERLAYS / f"{strategy}.yaml")]
+    return ["--config", str(config), "--out", str(out), "--trainer.devices", "2", *spread]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["llama_vid", "onevision"])
-def test_two_processes_write_the_bytes_of_one(config_of: Callable[..., Path], tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    [
+        ("llama_vid", "ddp"),
+        ("onevision", "ddp"),
+        ("onevision", "zero1"),
+        ("onevision", "zero2"),
+        ("llama_vid", "zero3"),
+    ],
+)
+def test_two_processes_write_the_bytes_of_one(
+    config_of: Callable[..., Path], tmp_path: Path, name: str, strategy: str
+) -> None:
     config = config_of(name, cache__preset="lloyd2", data__num_workers=1)
     assert calibrate(config, tmp_path / "one") == 0
-    process = start(*two_processes(config, tmp_path / "two"))
+    process = start(*two_processes(config, tmp_path / "two", strategy))
     _, errors = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0, errors
     assert files(tmp_path / "two") == files(tmp_path / "one")

@@ -26,6 +26,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.seed import reset_seed
 from pytorch_lightning.accelerators import CPUAccelerator
+from pytorch_lightning.plugins import Precision
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import nn
@@ -117,6 +118,8 @@ class ZeroStrategy(DeepSpeedStrategy):
             )
         if trainer.gradient_clip_algorithm == "value":
             raise UserError("trainer.gradient_clip_algorithm is 'value'; DeepSpeed clips by 'norm' only")
+        if not self.trains and trainer.precision == "32-true":
+            self.precision_plugin = Precision()  # DeepSpeed's converts batches, and cannot look into frozen dataclasses
         if self.trains and not isinstance(self.accelerator, CPUAccelerator):
             super().setup_environment()
             return
