@@ -10,6 +10,7 @@ import pkgutil
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from multiprocessing import reduction
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -77,8 +78,9 @@ def signal_group(process: BaseProcess, number: signal.Signals) -> None:
         return
     try:
         os.killpg(process.pid, number)
-    except ProcessLookupError:  # it has not come to lead a group yet
-        os.kill(process.pid, number)
+    except ProcessLookupError:  # it has not come to lead a group yet, or ended just now
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, number)
 
 
 def _received(descriptor: Any) -> Inherited:

@@ -146,9 +146,9 @@ class Maker:
         status = child.exitcode
         with self._guard:
             self._children.discard(child)
-            if self._stopping and status:
+            if self._stopping and status != 0:  # None where `stop` saw the end first
                 raise StoppedError
-        if status:
+        if status != 0:
             message = f"step {step.name} ended with status {status}: {last_line(log)} (whole log: {log})"
             self._failed[step.identity] = message
             raise StepFailedError(message)
