@@ -127,12 +127,24 @@ STATIC = CachePolicy(
 )
 
 
+def calibrated(folder: Path, source: Path, *settings: str, policy: CachePolicy = STATIC) -> Path:
+    """``folder``, with a quantizer that was calibrated under these settings."""
+    first = load_chat(source, *settings)
+    save(folder, source, first, fitted(first, [about(first)], QUESTIONS[:2], policy, new_tokens=NEW))
+    return folder
+
+
 def bound(folder: Path, source: Path, *settings: str, policy: CachePolicy = STATIC) -> VideoChat:
     """A chat with a quantizer that was calibrated under the same settings and saved to ``folder``."""
-    first = load_chat(source, *settings)
-    quantizer = fitted(first, [about(first)], QUESTIONS[:2], policy, new_tokens=NEW)
-    save(folder, source, first, quantizer)
-    return load_chat(source, *settings, f"cache: {{quantizer: {folder}}}")
+    saved = calibrated(folder, source, *settings, policy=policy)
+    return load_chat(source, *settings, f"cache: {{quantizer: {saved}}}")
+
+
+@pytest.fixture(scope="module")
+def quantizers(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Of the OneVision, by the window they were calibrated under; tests read them only."""
+    base = tmp_path_factory.mktemp("quantizers")
+    return {window: calibrated(base / window, folders["onevision"], WINDOWS[window]) for window in ("none", "fixed")}
 
 
 @pytest.mark.parametrize("name", ["onevision", "llama_vid"])
@@ -191,11 +203,10 @@ OTHERS = {
 
 @pytest.mark.parametrize("settings", OTHERS)
 def test_another_window_is_refused_before_anything_is_read(
-    folders: dict[str, Path], tmp_path: Path, settings: str
+    folders: dict[str, Path], quantizers: dict[str, Path], settings: str
 ) -> None:
     source = folders["onevision"]
-    bound(tmp_path / "q", source, WINDOWS["fixed"])
-    text = f"{settings}\ncache: {{quantizer: {tmp_path / 'q'}}}"
+    text = f"{settings}\ncache: {{quantizer: {quantizers['fixed']}}}"
     prompting = read_prompting(source, adaptation=parse_adaptation(text, where="test"))
     counts = TokenCounts(visual=128, total=160)
     with pytest.raises(UserError, match=re.escape(OTHERS[settings])):
@@ -218,26 +229,28 @@ def test_another_window_is_refused_before_anything_is_read(
     ],
 )
 def test_another_adaptation_is_refused_without_weights(
-    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: str, message: str
+    folders: dict[str, Path],
+    quantizers: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    settings: str,
+    message: str,
 ) -> None:
-    bound(tmp_path / "q", folders["onevision"])
     monkeypatch.setattr(load, "load_whole", None)
     with pytest.raises(UserError, match=re.escape(message)):
-        load_chat(folders["onevision"], settings, f"cache: {{quantizer: {tmp_path / 'q'}}}")
+        load_chat(folders["onevision"], settings, f"cache: {{quantizer: {quantizers['none']}}}")
 
 
 def test_another_model_or_a_missing_quantizer_is_refused_without_weights(
-    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folders: dict[str, Path], quantizers: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same architecture with other weights is another model."""
-    bound(tmp_path / "q", folders["onevision"])
     twin = shutil.copytree(folders["onevision"], tmp_path / "twin")
     weights = load_file(twin / "model.safetensors")
     name = next(name for name in weights if name.endswith("k_proj.weight"))
     weights[name][0, 0] += 1.0
     save_file(weights, twin / "model.safetensors", metadata={"format": "pt"})
     monkeypatch.setattr(load, "load_whole", None)
-    here = f"cache: {{quantizer: {tmp_path / 'q'}}}"
+    here = f"cache: {{quantizer: {quantizers['none']}}}"
     with pytest.raises(UserError, match=rf"was calibrated for {folders['onevision']} \(config .* is {twin} \(config"):
         load_chat(twin, here)
     with pytest.raises(UserError, match=r"cache: /nowhere/q is no folder; write one with `longvid calibrate --out"):

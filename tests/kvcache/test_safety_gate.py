@@ -121,16 +121,17 @@ def test_fewer_bits_diverge_more_and_what_corrupts_is_refused(model):
     rows = [row_of(model, number) for number in range(6)]
     held_out = [row_of(model, number, seed=4) for number in range(8)]
     found = {
-        name: calibrate(model, small(name), rows, held_out, prefill_chunk=64, sample_tokens=128, thresholds=LOOSE)
+        name: calibrate(model, small(name), rows, held_out, prefill_chunk=64, sample_tokens=128)
         for name in ("static8", "static4", "static2", "intp2_minmax")
     }
     kls = [one.verdict.mean_kl for one in found.values()]
     assert kls == sorted(kls) and kls[0] < 0.1 < kls[1]
-    strict = calibrate(model, small("intp2_minmax"), rows, held_out, prefill_chunk=64, sample_tokens=128).verdict
+    strict, passed = found["intp2_minmax"].verdict, found["static8"].verdict
     assert not strict.passed and strict.reasons[0].startswith("mean_kl is ")
-    assert strict.mean_kl == found["intp2_minmax"].verdict.mean_kl
+    again = small("intp2_minmax")
+    loose = calibrate(model, again, rows, held_out, prefill_chunk=64, sample_tokens=128, thresholds=LOOSE).verdict
+    assert loose.passed and strict.mean_kl == loose.mean_kl
     assert strict.positions == 48 and strict.rows == 8
-    passed = calibrate(model, small("static8"), rows, held_out, prefill_chunk=64, sample_tokens=128).verdict
     assert passed.passed and passed.reasons == ()
     assert json.loads(json.dumps(passed.values()))["thresholds"]["mean_kl"] == 0.1
 
