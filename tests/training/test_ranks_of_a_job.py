@@ -273,7 +273,7 @@ def test_a_rank_behind_speaks_for_itself_and_the_first_ahead_names_it(tmp_path: 
     lines = [stall_line(one, states, 60.4, report) for one in states]
     assert lines[0] is not None
     assert lines[0].startswith("rank 0 (h, process 10): no progress for 60 s at step 2, micro-batch 5 (BACKWARD)")
-    assert lines[0].endswith("waiting for rank 3 (h, process 13) at micro-batch 4 (OPTIMIZER)")
+    assert lines[0].endswith("waiting for rank 3 (h, process 13), last seen at micro-batch 4 (OPTIMIZER)")
     assert lines[1:3] == [None, None], "neither is the last, nor the first of those that wait"
     assert lines[3] is not None
     assert re.search(r"place_of_main_thread \(\S+\.py:\d+\); stacks of all threads: ", lines[3])

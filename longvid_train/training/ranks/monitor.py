@@ -228,7 +228,7 @@ def stall_line(mine: RankState, states: list[RankState], idle_s: float, report: 
 
     Args:
         mine: where the speaking rank stands.
-        states: where all ranks stand, in their order.
+        states: where all ranks stand, in their order; a frozen rank may have come further than it could still say.
         idle_s: seconds without progress.
         report: where the stacks are.
 
@@ -247,7 +247,9 @@ def stall_line(mine: RankState, states: list[RankState], idle_s: float, report: 
         return f"{start} ({mine.doing}): {place_of_main_thread()}; stacks of all threads: {report}"
     if mine.rank != ahead[0].rank:
         return None
-    missing = ", ".join(f"{state.name} at micro-batch {state.micro_batch} ({state.doing})" for state in behind[:NAMED])
+    missing = ", ".join(
+        f"{state.name}, last seen at micro-batch {state.micro_batch} ({state.doing})" for state in behind[:NAMED]
+    )
     more = f" and {len(behind) - NAMED} more" if len(behind) > NAMED else ""
     return f"{start} ({mine.doing}): waiting for {missing}{more}"
 
