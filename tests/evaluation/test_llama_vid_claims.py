@@ -43,7 +43,7 @@ FULL["bert"] = (*FULL["both"], "text_decoder")
 
 
 def made_scores(claim, right) -> Scores:
-    """``right(method, kind)`` is the share of right answers of 40 of each kind and number of frames."""
+    """``right(method, kind)`` is the share of right answers of 20 of each kind and number of frames."""
     return Scores(
         {
             (method.name, frames): [
@@ -52,10 +52,10 @@ def made_scores(claim, right) -> Scores:
                     question="?",
                     truth="a",
                     answer="",
-                    score=float(index < round(40 * right(method.name, kind))),
+                    score=float(index < round(20 * right(method.name, kind))),
                 )
                 for kind in claim.kinds
-                for index in range(40)
+                for index in range(20)
             ]
             for method in claim.grid.methods
             for frames in claim.grid.frames
