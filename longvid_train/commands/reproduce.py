@@ -5,9 +5,8 @@ examples:
   longvid reproduce visual-window intp-frames --out reproduce --episodes 40 --json
   longvid reproduce intp-kv-bits-llama-vid --llama-vid quickstart/stage3/model --out reproduce
 
-Without a name every claim is checked. --out gets every answer,
-scores.json and a plot of each claim, and table.md of all of them. An interrupted run goes on where it stopped when the
-command is given again. --json prints one JSON object.
+Without a name every claim is checked. --out gets every answer, scores.json and a plot of each claim, and table.md of
+all of them. An interrupted run goes on where it stopped when the command is given again. --json prints one JSON object.
 """
 
 import argparse
@@ -89,4 +88,5 @@ def _check_source(claim: AnyClaim, settings: Settings) -> None:
         return
     source = settings.source(claim)
     if source is None or not (source / "config.json").is_file():
-        raise UserError(f"{source} holds no model; name the folder of {claim.model or 'a LLaMA-VID with --llama-vid'}")
+        remedy = "a LLaMA-VID with --llama-vid" if claim.model is None else f"{claim.model} with --models"
+        raise UserError(f"{source} holds no model; name the folder of {remedy}")

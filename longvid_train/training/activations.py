@@ -69,7 +69,7 @@ def check_activation_memory(
         )
 
 
-def save_activation_memory(decoder: Any, settings: ActivationMemory) -> None:
+def apply_activation_memory(decoder: Any, settings: ActivationMemory) -> None:
     """Have a loaded language model follow the settings from now on.
 
     Args:

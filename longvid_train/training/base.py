@@ -19,7 +19,7 @@ from longvid_train.generate.generation import generate_answers
 from longvid_train.generate.options import GenerationOptions
 from longvid_train.models.fingerprint import fingerprint
 from longvid_train.models.lora import LoraShape
-from longvid_train.training.activations import ActivationMemory, check_activation_memory, save_activation_memory
+from longvid_train.training.activations import ActivationMemory, apply_activation_memory, check_activation_memory
 from longvid_train.training.checkpoint import check_base, keep_trained, restore_frozen
 from longvid_train.training.gradients import average_gradient
 from longvid_train.training.lora import LoraSettings, apply_lora, plan_lora
@@ -183,7 +183,7 @@ class SupervisedTraining(pl.LightningModule, ABC):
         else:
             self.lora_shape = plan_lora(self.model, self.stage, self.lora)
             self.stage_report = apply_lora(self.model, self.lora_shape)
-        save_activation_memory(self.model.get_decoder(), self.activations)
+        apply_activation_memory(self.model.get_decoder(), self.activations)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what trains: the rest is the base model's folder, named by its fingerprint."""

@@ -42,7 +42,7 @@ from longvid_train.commands.init import NANO_PARTS
 from longvid_train.files import write_json, write_text
 from longvid_train.models.llama_vid import LlamaVidForConditionalGeneration, build_llama_vid
 from longvid_train.models.llama_vid.sizes import published_config
-from longvid_train.training.activations import ActivationMemory, save_activation_memory
+from longvid_train.training.activations import ActivationMemory, apply_activation_memory
 from longvid_train.training.flops import count_flops
 from longvid_train.training.lora import LoraSettings, apply_lora, plan_lora
 from longvid_train.training.optimizer import OptimizerConfig, build_adamw
@@ -117,7 +117,7 @@ def build_model(cell: Cell) -> LlamaVidForConditionalGeneration:
         apply_stage(model, Stage(name="long_video", trainable=("language_model", "content_projector")))
     if way.checkpointing:
         recompute_frozen_layers(model)
-    save_activation_memory(model.get_decoder(), way.memory)
+    apply_activation_memory(model.get_decoder(), way.memory)
     return model
 
 

@@ -87,12 +87,15 @@ def test_two_processes_find_what_one_finds_and_end_in_one_line(models: Path, tmp
         (["--episodes", "1"], "--episodes is 1; an interval needs at least 2"),
         (["--seeds", "0"], "--seeds is 0; it must be at least 1"),
         (["--processes", "0"], "--processes is 0; it must be at least 1"),
-        (["embeddings", "--models", "/nowhere"], "/nowhere/nano_onevision holds no model; name the folder of nano_"),
-        (["--models", "/nowhere"], "holds no model; name the folder of nano_onevision"),
+        (
+            ["embeddings", "--models", "/nowhere"],
+            "/nowhere/nano_onevision holds no model; name the folder of nano_onevision with --models",
+        ),
+        (["--models", "/nowhere"], "holds no model; name the folder of nano_onevision with --models"),
         (["llama-vid-long-video", "--models", "/nowhere"], "config.json does not exist; name the folder of the nano"),
         (
             ["intp-kv-bits-llama-vid", "--llama-vid", "/nowhere"],
-            "/nowhere holds no model; name the folder of a LLaMA-V",
+            "/nowhere holds no model; name the folder of a LLaMA-VID with --llama-vid",
         ),
     ],
 )

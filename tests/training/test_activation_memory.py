@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from longvid_train import cli
 from longvid_train.errors import UserError
-from longvid_train.training.activations import ActivationMemory, check_activation_memory, save_activation_memory
+from longvid_train.training.activations import ActivationMemory, apply_activation_memory, check_activation_memory
 from longvid_train.training.lora import LoraSettings
 from longvid_train.training.strategies.zero import ZeroStrategy
 from longvid_train.training.tracking import read_metrics
@@ -49,7 +49,7 @@ def gradients(model: LlamaForCausalLM, rows: int = 2, length: int = 9) -> dict[s
 @given(rows=st.integers(1, 3), length=st.integers(2, 13), tile=st.integers(1, 40))
 def test_gradients_of_tiles_are_those_of_the_whole(rows: int, length: int, tile: int) -> None:
     plain, tiled = language_model(), language_model()
-    save_activation_memory(tiled.model, ActivationMemory(mlp_tile_tokens=tile))
+    apply_activation_memory(tiled.model, ActivationMemory(mlp_tile_tokens=tile))
     wanted, found = gradients(plain, rows, length), gradients(tiled, rows, length)
     assert found.keys() == wanted.keys() == dict(plain.named_parameters()).keys()
     for name, value in wanted.items():
@@ -60,7 +60,7 @@ def test_gradients_of_tiles_are_those_of_the_whole(rows: int, length: int, tile:
 
 def test_an_mlp_never_sees_more_tokens_than_a_tile() -> None:
     model = language_model()
-    save_activation_memory(model.model, ActivationMemory(mlp_tile_tokens=4))
+    apply_activation_memory(model.model, ActivationMemory(mlp_tile_tokens=4))
     seen: list[int] = []
     model.model.layers[0].mlp.gate_proj.register_forward_hook(
         lambda _module, args, _output: seen.append(args[0].shape[:-1].numel())
@@ -72,7 +72,7 @@ def test_an_mlp_never_sees_more_tokens_than_a_tile() -> None:
 
 def test_a_trained_mlp_behind_frozen_embeddings_gets_its_gradient() -> None:
     plain, tiled = (language_model(frozen="embed") for _ in range(2))
-    save_activation_memory(tiled.model, ActivationMemory(mlp_tile_tokens=3))
+    apply_activation_memory(tiled.model, ActivationMemory(mlp_tile_tokens=3))
     only = {"model.layers.0.mlp.up_proj.weight"}
     for model in (plain, tiled):
         for name, value in model.named_parameters():
@@ -98,7 +98,7 @@ def test_layer_inputs_go_to_the_host_and_come_back_with_the_same_bits(monkeypatc
             super().__init__(pack, lambda value: value)
 
     monkeypatch.setattr(torch.autograd.graph, "save_on_cpu", Recorded)
-    save_activation_memory(offloaded.model, ActivationMemory(offload=True))
+    apply_activation_memory(offloaded.model, ActivationMemory(offload=True))
     wanted, found = gradients(plain), gradients(offloaded)
     assert away.count(torch.Size([2, 9, WIDTH])) >= LAYERS
     assert torch.Size([2, 2, 9, 9]) not in away, "what a layer recomputes is not kept at all"
@@ -154,7 +154,7 @@ def test_offload_frees_the_layers_inputs_on_the_gpu() -> None:
     peaks, found = [], []
     for memory in (ActivationMemory(), ActivationMemory(offload=True)):
         model = language_model().to("cuda")
-        save_activation_memory(model.model, memory)
+        apply_activation_memory(model.model, memory)
         ids = torch.zeros(1, 65536, dtype=torch.long, device="cuda")
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

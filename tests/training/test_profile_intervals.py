@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longvid_train.training.profiling.intervals import NONE, common, covers, length, merged, partition, spans
+from longvid_train.training.profiling.intervals import NONE, common, covers, length, merged, partition, spans, without
 
 CELLS = 30
 SPANS = st.lists(st.tuples(st.integers(0, CELLS), st.integers(0, CELLS)), max_size=8).map(spans)
@@ -25,8 +25,9 @@ def test_merged_spans_cover_the_same_cells_once(some: np.ndarray) -> None:
 
 
 @given(SPANS, SPANS)
-def test_common_cells_and_cover(left: np.ndarray, right: np.ndarray) -> None:
+def test_common_cells_difference_and_cover(left: np.ndarray, right: np.ndarray) -> None:
     assert cells(common(left, right)) == cells(left) & cells(right)
+    assert cells(without(left, right)) == cells(left) - cells(right)
     middles = np.arange(CELLS) + 0.5
     assert set(np.flatnonzero(covers(left, middles))) == cells(left)
     assert set(np.flatnonzero(covers(left, np.arange(CELLS, dtype=float)))) == cells(left), "half open"

@@ -50,6 +50,14 @@ def common(left: Spans, right: Spans) -> Spans:
     return merged(np.stack([starts[both], cuts[1:][both]], axis=1))
 
 
+def without(given: Spans, taken: Spans) -> Spans:
+    """The instants that ``given`` covers and ``taken`` does not, as disjoint spans."""
+    cuts = np.unique(np.concatenate([given.ravel(), taken.ravel()]))
+    starts = cuts[:-1]
+    left = covers(given, starts) & ~covers(taken, starts)
+    return merged(np.stack([starts[left], cuts[1:][left]], axis=1))
+
+
 def partition(window: tuple[float, float], layers: Sequence[tuple[str, Spans]], rest: str) -> dict[str, float]:
     """Divide a window among layers, the first of which takes what it covers, the next what is left of its own.
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from longvid_train.training.profiling.intervals import NONE, Spans, common, covers, spans
+from longvid_train.training.profiling.intervals import NONE, Spans, common, covers, spans, without
 from longvid_train.training.profiling.marks import MARK, WINDOW, Part
 
 _DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
@@ -99,14 +99,7 @@ def _innermost(marks: dict[Part, Spans]) -> dict[Part, Spans]:
     if Part.OPTIMIZER not in marks:
         return marks
     inner = [marked for part, marked in marks.items() if part is not Part.OPTIMIZER]
-    return marks | {Part.OPTIMIZER: _without(marks[Part.OPTIMIZER], np.concatenate([NONE, *inner]))}
-
-
-def _without(given: Spans, taken: Spans) -> Spans:
-    cuts = np.unique(np.concatenate([given.ravel(), taken.ravel()]))
-    starts = cuts[:-1]
-    left = covers(given, starts) & ~covers(taken, starts)
-    return np.stack([starts[left], cuts[1:][left]], axis=1)
+    return marks | {Part.OPTIMIZER: without(marks[Part.OPTIMIZER], np.concatenate([NONE, *inner]))}
 
 
 def _by_launch(
