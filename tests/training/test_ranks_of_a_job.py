@@ -288,11 +288,16 @@ def test_ranks_at_one_place_are_one_line(tmp_path: Path) -> None:
 
 
 def test_a_stall_is_reported_once_with_the_stacks_of_all_threads(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monitor = monitor_of(trainer_of(1), tmp_path, Watchdog(stall_s=0.05))
+    now_s = 100.0
+    monkeypatch.setattr("longvid_train.training.ranks.progress.time", SimpleNamespace(monotonic=lambda: now_s))
+    monitor = monitor_of(trainer_of(1), tmp_path, Watchdog(stall_s=60.0))
     monitor.progress.mark(Phase.FORWARD, step=3, micro_batch=7)
-    time.sleep(0.06)
+    now_s += 59.0
+    monitor._watch_progress()
+    assert capsys.readouterr().err == ""
+    now_s += 1.0
     monitor._watch_progress()
     monitor._watch_progress()
     (line,) = capsys.readouterr().err.splitlines()
@@ -304,7 +309,7 @@ def test_a_stall_is_reported_once_with_the_stacks_of_all_threads(
     assert "in test_a_stall_is_reported_once" in text
     monitor.progress.mark(Phase.BACKWARD, step=3)
     monitor._watch_progress()
-    time.sleep(0.06)
+    now_s += 60.0
     monitor._watch_progress()
     assert report.read_text().count("in backward pass, step 3, micro-batch 7") == 1, "a second stall is another report"
 
