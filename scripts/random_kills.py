@@ -6,10 +6,10 @@
 One run of a nano LLaMA-VID goes to its end undisturbed. Another has one of its processes killed with SIGKILL 20 times,
 at a random moment behind a random micro-batch (while it starts, loads, trains, saves or exchanges gradients); the
 other process must then end by itself (only one that still waits for the killed one to appear at all is ended here, as a
-launcher does), and the run is continued with ``--ckpt_path last``. It passes if, on each rank
-and for each micro-batch of each start, the sample ids, the batch, the generators, parameters, optimiser and schedule
-have the SHA-256 sums of the undisturbed run, losses and gradient norms are equal, and the exported weights are equal to
-the bit. The processes are forked from one that has imported the libraries.
+launcher does), and the run is continued with ``--ckpt_path last``. It passes if, on each rank and for each micro-batch
+of each start, the sample ids, the batch, the generators, parameters, optimiser and schedule have the SHA-256 sums of
+the undisturbed run, losses and gradient norms are equal, and the exported weights are equal to the bit. The processes
+are forked from one that has imported the libraries.
 """
 
 import argparse

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from longvid_train.ablation.making import Facts, is_done, now
+from longvid_train.ablation.making import DONE_FILE, Facts, is_done, now
 from longvid_train.ablation.plan import Run
 from longvid_train.ablation.recipe import Recipe
 from longvid_train.ablation.scores import Scored, result_values
@@ -127,4 +127,4 @@ def _manifests(out: Path, run: Run) -> dict[str, str]:
 
 
 def _duration_s(folder: Path) -> float:
-    return float(read_json_object(folder / "done.json", _REMEDY)["duration_s"])
+    return float(read_json_object(folder / DONE_FILE, _REMEDY)["duration_s"])

@@ -114,7 +114,7 @@ def table_markdown(sweep: Sweep, results: Sequence[CellResult]) -> str:
     missing = [(cell.name, seed, why) for cell in results for seed, why in cell.missing.items()]
     notes = [f"- failed: {name}, {SEED} {seed}: {why}" for name, seed, why in missing if why != NOT_RUN]
     waiting = sum(why == NOT_RUN for *_, why in missing)
-    notes += [f"- {waiting} runs are not done yet"] if waiting else []
+    notes += [f"- runs not done yet: {waiting}"] if waiting else []
     return "\n\n".join(part for part in (sweep.description, table, "\n".join(notes)) if part)
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from longvid_train.ablation.making import Facts
     from longvid_train.ablation.plan import Run
     from longvid_train.ablation.recipe import Recipe
+    from longvid_train.ablation.scores import Scored
     from longvid_train.ablation.sweep import Sweep
 
 RESULTS_FILE, TABLE_FILE, PICTURE_FILE = "results.json", "table.md", "results.png"
@@ -131,13 +132,12 @@ def _run_missing(
         facts = _facts()
         progress = Progress(len(runs), len(runs) - len(missing), _say)
 
-        def ended(one: "Run", outcome: object) -> None:
+        def ended(one: "Run", outcome: "tuple[Scored, ...] | Failed") -> None:
             if isinstance(outcome, Failed):
                 write_failure(out, one, outcome.reason)
                 failed.append(f"{one.title}: {outcome.reason}")
                 progress.ended(one.title, f"failed: {outcome.reason}")
                 return
-            assert isinstance(outcome, tuple)
             write_run(out, one, outcome, sweep, facts)
             progress.ended(one.title, f"score {sum(q.score for q in outcome) / len(outcome):.3f}")
 

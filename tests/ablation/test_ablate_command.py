@@ -127,7 +127,7 @@ def test_an_ablation_goes_on_with_what_is_missing(
     grid, out = str(write_grid(RECIPE, (0,), **{"evaluate.limit": [1, 2]})), str(tmp_path / "out")
     assert main(["ablate", grid, "--out", out, "--only", "evaluate.limit=2"]) == 0
     assert launcher.started == ["world", "evaluate"]
-    assert "1 runs are not done yet" in capsys.readouterr().out
+    assert "runs not done yet: 1" in capsys.readouterr().out
     assert main(["ablate", grid, "--out", out, "--dry-run"]) == 0
     assert "2 runs, 1 done; 3 different steps, 2 done" in capsys.readouterr().out
     assert main(["ablate", grid, "--out", out, "--seeds", "2"]) == 0

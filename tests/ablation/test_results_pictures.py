@@ -58,7 +58,7 @@ def test_a_cell_of_one_seed_has_no_spread_and_one_of_none_no_score() -> None:
     table = table_markdown(grid, cells)
     assert table.startswith("What it is.\n\n| window | seeds | overall | needle | visual tokens |")
     assert "| a | 1 | 50.0 | 50.0 | 4.0 |" in table and "| b | 0 | - | - | - |" in table
-    assert table.endswith("- failed: b, seed 0: it broke\n- 1 runs are not done yet")
+    assert table.endswith("- failed: b, seed 0: it broke\n- runs not done yet: 1")
     recipe = Recipe(file=Path("r.yaml"), steps={}, choices={}, result="evaluate", values={})
     values = table_values(grid, recipe, cells)
     assert values["cells"][0]["scores"]["overall"] == {"mean": 0.5, "sd": None, "min": 0.5, "max": 0.5}
