@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from longvid_train.cli import main
+from longvid_train.evaluation.claims import embeddings
 from longvid_train.training.nano.families import ONEVISION
 
 
@@ -43,7 +44,8 @@ def test_a_claim_leaves_a_table_a_plot_json_and_every_answer(models: Path, tmp_p
     assert "choose another --out" in capsys.readouterr().err
 
 
-def test_claims_that_ask_nothing_stand_in_the_same_table(models: Path, tmp_path: Path, capsys) -> None:
+def test_claims_that_ask_nothing_stand_in_the_same_table(models: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(embeddings, "EPISODES", 8)
     command = ["reproduce", "intp-roofline", "embeddings", "--out", str(tmp_path), "--models", str(models)]
     assert main([*command, "--processes", "1", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
