@@ -17,6 +17,7 @@ from longvid_train.models.backbones.protocol import Backbone
 from longvid_train.rope.extension import Fingerprint, installed, prepare
 from longvid_train.rope.scale import TokenCounts
 from longvid_train.tokens.plan import TokenPlan
+from longvid_train.world.questions import Question
 from longvid_train.world.render import render_frame
 
 FRAME_SIDE_PX = 112
@@ -45,6 +46,17 @@ class Answered:
     seconds: float | None = None
     cache_bits: float | None = None
     cache_bytes: float | None = None
+
+
+def scored(question: Question, answer: str) -> Answered:
+    """An answer with its score and nothing measured."""
+    return Answered(
+        kind=question.kind,
+        question=question.text,
+        truth=question.answer,
+        answer=answer,
+        score=score_answer(answer, question.answer, question.kind),
+    )
 
 
 KnownTexts = dict[tuple[int, Fingerprint], list[str]]
@@ -104,16 +116,7 @@ def answer_clips(
             {} if known is None else known,
             first,
         )
-    return [
-        Answered(
-            kind=question.kind,
-            question=question.text,
-            truth=question.answer,
-            answer=text,
-            score=score_answer(text, question.answer, question.kind),
-        )
-        for (_, question), text in zip(asked, texts, strict=True)
-    ]
+    return [scored(question, text) for (_, question), text in zip(asked, texts, strict=True)]
 
 
 def _answer(

@@ -5,12 +5,13 @@ compare in time as in tokens. In batches, models and caches share the frames tha
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from longvid_train.adaptation.settings import Adaptation
-from longvid_train.evaluation.claims.answering import BATCH, FRAME_SIDE_PX, NEW_TOKENS, Answered
+from longvid_train.evaluation.claims.answering import BATCH, FRAME_SIDE_PX, NEW_TOKENS, Answered, scored
 from longvid_train.evaluation.claims.held_out import HeldOut
 from longvid_train.generate.answer import Answer
 from longvid_train.generate.backbone_engine import BackboneEngine
@@ -18,7 +19,6 @@ from longvid_train.generate.backbone_prompting import BackbonePrompting
 from longvid_train.generate.chat import Conversation, FramesRequest, VideoChat
 from longvid_train.generate.engine import EngineOptions
 from longvid_train.generate.options import GenerationOptions
-from longvid_train.generate.scoring import score_answer
 from longvid_train.generate.zoom.engine import ZoomEngine
 from longvid_train.generate.zoom.prompting import ZoomPrompting
 from longvid_train.models.backbones import BackboneProcessor
@@ -59,12 +59,8 @@ def ask_clips(chat: VideoChat, clips: Sequence[HeldOut], *, new_tokens: int = NE
         for question in one.questions:
             answer = talk.fork().ask(question.text, options)
             answered.append(
-                Answered(
-                    kind=question.kind,
-                    question=question.text,
-                    truth=question.answer,
-                    answer=answer.answer,
-                    score=score_answer(answer.answer, question.answer, question.kind),
+                replace(
+                    scored(question, answer.answer),
                     visual_tokens=answer.visual_tokens,
                     new_tokens=answer.new_tokens,
                     seconds=encoded.decode_s + encoded.encode_s + answer.seconds,

@@ -6,7 +6,7 @@ from matplotlib.ticker import PercentFormatter
 from longvid_train.evaluation.charts import chart_style, figure_png
 from longvid_train.evaluation.claims.cells import Scores
 from longvid_train.evaluation.claims.claim import Claim
-from longvid_train.evaluation.claims.pages import COLOURS, MARKERS
+from longvid_train.evaluation.claims.pages import draw_point
 
 KIB = 1024.0
 
@@ -25,17 +25,8 @@ def cache_png(claim: Claim, scores: Scores) -> bytes:
         for axes, count in zip(panels, frames, strict=True):
             axes.grid(axis="y")
             for number, method in enumerate(claim.grid.methods):
-                found = scores.interval(method.name, count)
-                axes.errorbar(
-                    [scores.cache_bytes(method.name, count) / KIB],
-                    [found.mean],
-                    yerr=[[found.mean - found.low], [found.high - found.mean]],
-                    color=COLOURS[number % len(COLOURS)],
-                    marker=MARKERS[number // len(COLOURS)],
-                    label=method.words,
-                    capsize=2,
-                    linestyle="none",
-                )
+                place = scores.cache_bytes(method.name, count) / KIB
+                draw_point(axes, number, method.words, place, scores.interval(method.name, count))
             axes.set_xlim(left=0)
             axes.set_ylim(0, 1.02)
             axes.set_xlabel("KiB of KV cache a question")

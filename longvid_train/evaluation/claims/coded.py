@@ -14,7 +14,7 @@ import torch
 from longvid_train.adaptation.cache import CacheChoice
 from longvid_train.adaptation.reading import adaptation_values
 from longvid_train.adaptation.settings import Adaptation
-from longvid_train.evaluation.claims.answering import NEW_TOKENS, Answered
+from longvid_train.evaluation.claims.answering import NEW_TOKENS, Answered, scored
 from longvid_train.evaluation.claims.asking import ask_encoded, encoded_clips
 from longvid_train.evaluation.claims.held_out import HeldOut
 from longvid_train.evaluation.claims.methods import Method
@@ -26,7 +26,6 @@ from longvid_train.generate.engine import Asked, Engine
 from longvid_train.generate.llama_vid_engine import LlamaVidEngine
 from longvid_train.generate.loading import read_prompting
 from longvid_train.generate.prompting import Prompting
-from longvid_train.generate.scoring import score_answer
 from longvid_train.kvcache.attention import rotation_of
 from longvid_train.kvcache.calibration import observe_row
 from longvid_train.kvcache.checkpoint import CalibrationRecord, QuantizerRecord, save_quantizer
@@ -85,12 +84,8 @@ class CodedAnswers:
         clips, talks = self._clips(frames, seed)
         chat = self._plain if method.name == FULL else self._coded(method.name)
         return [
-            Answered(
-                kind=question.kind,
-                question=question.text,
-                truth=question.answer,
-                answer=answer.answer,
-                score=score_answer(answer.answer, question.answer, question.kind),
+            replace(
+                scored(question, answer.answer),
                 cache_bits=None if answer.cache is None else answer.cache.bits_per_number,
                 cache_bytes=self._cache_bytes(answer, rows),
             )

@@ -5,19 +5,18 @@ share it. Questions pass a model in left-padded batches, as ``longvid ask`` asks
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from longvid_train.errors import UserError
-from longvid_train.evaluation.claims.answering import Answered
+from longvid_train.evaluation.claims.answering import Answered, scored
 from longvid_train.evaluation.claims.asking import ask_encoded, encoded_clips
 from longvid_train.evaluation.claims.held_out import HeldOut
 from longvid_train.evaluation.claims.methods import Method
 from longvid_train.files import sha256_file
 from longvid_train.generate.chat import Conversation, VideoChat
-from longvid_train.generate.scoring import score_answer
 
 NEW_TOKENS = 16
 """Longest answer, as in the quickstart's third stage."""
@@ -72,14 +71,7 @@ class ComparedAnswers:
             self._shown = (frames, seed), clips, encoded_clips(chat, clips)
         _, clips, talks = self._shown
         return [
-            Answered(
-                kind=question.kind,
-                question=question.text,
-                truth=question.answer,
-                answer=answer.answer,
-                score=score_answer(answer.answer, question.answer, question.kind),
-                visual_tokens=answer.visual_tokens,
-            )
+            replace(scored(question, answer.answer), visual_tokens=answer.visual_tokens)
             for question, answer, _ in ask_encoded(chat, clips, talks, new_tokens=NEW_TOKENS)
         ]
 

@@ -11,6 +11,7 @@ from matplotlib.ticker import PercentFormatter
 from longvid_train.evaluation.charts import MUTED, chart_style, figure_png
 from longvid_train.evaluation.claims.cells import Scores
 from longvid_train.evaluation.claims.claim import Check, Claim
+from longvid_train.evaluation.statistics import Interval
 
 COLOURS = ("#101112", "#a1a2a3", "#c77b1d", "#8d6fc1", "#d1a54f", "#5fa35f", "#c14a4a", "#2164e1", "#17a2b8", "#7a4e2d")
 
@@ -126,21 +127,26 @@ def claim_png(claim: Claim, scores: Scores) -> bytes:
         return figure_png(figure)
 
 
+def draw_point(axes: Any, number: int, words: str, place: float, found: Interval) -> None:
+    """A method's accuracy at one place, with its interval; ``number`` of the method gives colour and marker."""
+    axes.errorbar(
+        [place],
+        [found.mean],
+        yerr=[[found.mean - found.low], [found.high - found.mean]],
+        color=COLOURS[number % len(COLOURS)],
+        marker=MARKERS[number // len(COLOURS)],
+        label=words,
+        capsize=2,
+        linestyle="none",
+    )
+
+
 def _draw_tokens(axes: Any, claim: Claim, scores: Scores, kind: str | None) -> None:
     axes.grid(axis="y")
     for number, method in enumerate(claim.grid.methods):
         for count in claim.grid.frames:
             found = scores.interval(method.name, count, kind=kind)
-            axes.errorbar(
-                [question_cost(scores, method.name, count).visual_tokens],
-                [found.mean],
-                yerr=[[found.mean - found.low], [found.high - found.mean]],
-                color=COLOURS[number % len(COLOURS)],
-                marker=MARKERS[number // len(COLOURS)],
-                label=method.words,
-                capsize=2,
-                linestyle="none",
-            )
+            draw_point(axes, number, method.words, question_cost(scores, method.name, count).visual_tokens, found)
     axes.set_xlim(left=0)
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("visual tokens")
@@ -152,16 +158,7 @@ def _draw_bits(axes: Any, claim: Claim, scores: Scores, kind: str | None) -> Non
     axes.grid(axis="y")
     for number, method in enumerate(claim.grid.methods):
         found = scores.interval(method.name, *claim.grid.frames, kind=kind)
-        axes.errorbar(
-            [scores.bits(method.name)],
-            [found.mean],
-            yerr=[[found.mean - found.low], [found.high - found.mean]],
-            color=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[number // len(COLOURS)],
-            label=method.words,
-            capsize=2,
-            linestyle="none",
-        )
+        draw_point(axes, number, method.words, scores.bits(method.name), found)
     axes.set_xscale("log", base=2)
     axes.set_xticks(_BITS, [str(bits) for bits in _BITS])
     axes.set_ylim(0, 1.02)
