@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ from longvid_train.data.order import RowOrder, Stratum
 from longvid_train.errors import UserError
 from longvid_train.types import Batch
 from longvid_train.video import FramesPerSecond, UniformFrames
+
+
+def new_children(earlier: list[BaseProcess]) -> list[BaseProcess]:
+    """Children of this process beside those that other tests left and nobody has collected yet."""
+    return [child for child in multiprocessing.active_children() if child not in earlier]
 
 
 def text_rows(count: int) -> list[dict[str, Any]]:
@@ -171,10 +177,11 @@ def test_a_second_pass_starts_at_the_first_row_again(make_module: Any) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_the_state_is_that_of_the_batches_consumed_not_of_those_read_ahead(make_module: Any, num_workers: int) -> None:
+    earlier = multiprocessing.active_children()
     loader = loader_of(make_module(text_rows(12)), num_workers=num_workers)
     assert isinstance(loader, StatefulDataLoader)
     assert (loader.state_dict()["epoch"], loader.state_dict()["batches"]) == (0, 0)
-    assert multiprocessing.active_children() == [], "asking an idle loader starts no workers"
+    assert new_children(earlier) == [], "asking an idle loader starts no workers"
     for epoch in range(2):
         loader.sampler.set_epoch(epoch)
         batches, places = iter(loader), []
@@ -195,10 +202,11 @@ def test_a_pass_that_is_broken_off_is_begun_again(make_module: Any) -> None:
 def test_workers_outlive_the_sigterm_that_a_cluster_sends_to_all_processes(make_module: Any) -> None:
     """Sent by another process, as by a cluster: torch's workers die of it, and the loader raises in the middle of a
     step. A worker still ends when its own process says so."""
+    earlier = multiprocessing.active_children()
     loader = loader_of(make_module(text_rows(40)), shuffle=False, num_workers=2)
     batches = iter(loader)
     read = next(batches)["sample_ids"]
-    workers = multiprocessing.active_children()
+    workers = new_children(earlier)
     assert len(workers) == 2
     subprocess.run(["kill", "-TERM", *(str(worker.pid) for worker in workers)], check=True)
     for batch in batches:
@@ -206,7 +214,7 @@ def test_workers_outlive_the_sigterm_that_a_cluster_sends_to_all_processes(make_
     assert read == [f"{row}" for row in range(40)]
     other = iter(loader)
     next(other)
-    for worker in multiprocessing.active_children():
+    for worker in new_children(earlier):
         os.kill(worker.pid or 0, signal.SIGTERM)
         worker.join(timeout=60)
         assert worker.exitcode == 0
