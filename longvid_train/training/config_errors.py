@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 
 from longvid_train.errors import nearest
 from longvid_train.training.answers import AnswerAccuracy
+from longvid_train.training.ranks.monitor import Watchdog
 from longvid_train.training.run_checkpoint import RunCheckpoint
 
 _NOISE = re.compile(r"^(Does not validate|Subtypes:|Errors:|- Expected a <class 'NoneType'>|Given value)")
@@ -27,6 +28,8 @@ TOP_LEVEL = (
     "trainer",
     "checkpoint",
     "answers",
+    "watchdog",
+    "profile",
     "run_dir",
     "wandb",
     "wandb_project",
@@ -74,6 +77,8 @@ def _hint(key: str, message: str) -> str:
         return nearest(rest, [*_parameters(pl.callbacks.ModelCheckpoint), *_parameters(RunCheckpoint)])
     if first == "answers":
         return nearest(rest, _parameters(AnswerAccuracy))
+    if first == "watchdog":
+        return nearest(rest, _parameters(Watchdog))
     return nearest(first, TOP_LEVEL)
 
 

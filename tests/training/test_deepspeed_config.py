@@ -74,11 +74,12 @@ def test_buckets_and_batch_size_reach_deepspeed(stage: int) -> None:
         ({"stage": 2, "offload": "optimizer_and_weights"}, "needs stage 3, not 2; use 'optimizer'"),
         ({"stage": 2, "bucket_elements": 0}, "bucket_elements is 0; it must be at least 1"),
         ({"stage": 3, "prefetch_elements": -1}, "prefetch_elements is -1; it must be at least 1"),
+        ({"stage": 1, "timeout_s": 0}, "timeout_s is 0; it must be at least 1"),
     ],
 )
 def test_what_zero_cannot_do_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        ZeroStrategy(**settings)
+        ZeroStrategy(**settings).check_settings()
 
 
 @pytest.mark.parametrize(
@@ -86,6 +87,8 @@ def test_what_zero_cannot_do_is_refused(settings: dict[str, Any], message: str) 
     [
         ("fit", ["--trainer.precision", "16-mixed"], "trainer.precision is 16-mixed; under ZeroStrategy it must be"),
         ("fit", ["--trainer.gradient_clip_algorithm", "value"], "DeepSpeed clips by 'norm' only"),
+        ("fit", ["--trainer.strategy.init_args.bucket_elements", "0"], "trainer.strategy bucket_elements is 0;"),
+        ("validate", ["--trainer.strategy.init_args.offload", "optimizer_and_weights"], "needs stage 3, not 2; use"),
         ("test", ["--trainer.precision", "16-true"], "trainer.precision is 16-true; under ZeroStrategy it must be"),
     ],
 )

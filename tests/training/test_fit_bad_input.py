@@ -36,6 +36,8 @@ def complaint(config: Path, capsys: pytest.CaptureFixture[str], *words: str) -> 
         ({}, ["--trainer.max_stepz", "3"], "did you mean 'max_steps'?"),
         ({}, ["--trainer.max_step", "3"], "'trainer.max_step' is not a key; did you mean 'max_steps'?"),
         ({}, ["--run_di=x"], "'run_di' is not a key; did you mean 'run_dir'?"),
+        ({}, ["--watchdog.stal_s", "3"], "'watchdog.stal_s' is not a key; did you mean 'stall_s'?"),
+        ({}, ["--profil.steps", "3"], "'profil' is not a key; did you mean 'profile'?"),
         ({}, ["--answers.en", "true"], "'answers.en' is not a key; did you mean 'enabled'?"),
         ({}, ["--data.loading.batch", "3"], "'loading.batch' is not a key of"),
         ({}, ["--model.init_args.optimizer.l", "1"], "did you mean 'lr'?"),

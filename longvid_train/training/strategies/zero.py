@@ -19,6 +19,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +38,7 @@ from longvid_train.training.checkpoint_folder import FolderIndex, load_engine, r
 from longvid_train.training.last_checkpoint import ORIGIN_KEY
 from longvid_train.training.notices import notice
 from longvid_train.training.step_split import StepSplit, check_same_rows, coming_split, resplit, split_of
-from longvid_train.training.strategies.zero_config import Offload, zero_config
+from longvid_train.training.strategies.zero_config import Offload, check_zero_settings, zero_config
 from longvid_train.training.strategies.zero_weights import (
     broadcast_replicated,
     forget_unused_renames,
@@ -65,6 +66,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         timeout_s: seconds a rank waits for the others in a collective before it fails.
 
     Attributes:
+        check_settings: raises `UserError` for a setting outside its range, see `check_zero_settings`.
         continued_from: the checkpoint that ``fit`` will continue, set before it starts, so that what cannot be
             continued is refused before weights load.
     """
@@ -83,6 +85,15 @@ class ZeroStrategy(DeepSpeedStrategy):
         config = zero_config(stage, offload, bucket_elements=bucket_elements, prefetch_elements=prefetch_elements)
         super().__init__(config=config, timeout=timedelta(seconds=timeout_s))
         self.stage = stage
+        # Not called here: what a constructor raises, jsonargparse reports as one of the types that did not fit.
+        self.check_settings = partial(
+            check_zero_settings,
+            stage,
+            offload,
+            bucket_elements=bucket_elements,
+            prefetch_elements=prefetch_elements,
+            timeout_s=timeout_s,
+        )
         self._reading: ExitStack | None = None
         self.continued_from: Path | None = None
         self._splits: tuple[StepSplit, StepSplit] | None = None
@@ -108,8 +119,10 @@ class ZeroStrategy(DeepSpeedStrategy):
         """Start DeepSpeed's process group, or without training torch's own.
 
         Raises:
-            UserError: a precision that needs the loss scale, or clipping that DeepSpeed does not know.
+            UserError: a setting outside its range, a precision that needs the loss scale, or clipping that DeepSpeed
+                does not know.
         """
+        self.check_settings()
         trainer = self.lightning_module.trainer
         if trainer.precision not in PRECISIONS:
             raise UserError(

@@ -8,8 +8,10 @@ Offload = Literal["none", "optimizer", "optimizer_and_weights"]
 STAGES = (1, 2, 3)
 
 
-def zero_config(stage: int, offload: Offload, *, bucket_elements: int, prefetch_elements: int) -> dict[str, Any]:
-    """Build the configuration; Lightning adds accumulation, clipping and precision.
+def check_zero_settings(
+    stage: int, offload: str, *, bucket_elements: int, prefetch_elements: int, timeout_s: int
+) -> None:
+    """Refuse what DeepSpeed cannot do; the arguments are those of ``ZeroStrategy``.
 
     Raises:
         UserError: a value outside its range, or weights offloaded below stage 3.
@@ -20,9 +22,15 @@ def zero_config(stage: int, offload: Offload, *, bucket_elements: int, prefetch_
         raise UserError(f"trainer.strategy offload is '{offload}'; it must be one of {', '.join(get_args(Offload))}")
     if offload == "optimizer_and_weights" and stage != 3:
         raise UserError(f"trainer.strategy offload 'optimizer_and_weights' needs stage 3, not {stage}; use 'optimizer'")
-    for name, value in (("bucket_elements", bucket_elements), ("prefetch_elements", prefetch_elements)):
+    sizes = {"bucket_elements": bucket_elements, "prefetch_elements": prefetch_elements, "timeout_s": timeout_s}
+    for name, value in sizes.items():
         if value < 1:
             raise UserError(f"trainer.strategy {name} is {value}; it must be at least 1")
+
+
+def zero_config(stage: int, offload: Offload, *, bucket_elements: int, prefetch_elements: int) -> dict[str, Any]:
+    """Build the configuration of settings that `check_zero_settings` passes; Lightning adds accumulation, clipping
+    and precision."""
     zero: dict[str, Any] = {
         "stage": stage,
         "contiguous_gradients": True,
