@@ -213,6 +213,10 @@ def fit_config(fit_config_in: Callable[..., Path], tmp_path: Path) -> Callable[.
     return partial(fit_config_in, tmp_path)
 
 
+LEFT_BY_LIGHTNING = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK")
+"""Its launcher sets these for a run in this process and leaves them: a later job would wait for ranks never started."""
+
+
 @pytest.fixture
 def start_fit() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     """Start ``longvid fit WORDS`` as a process group of its own; what is left of it is killed when the test ends."""
@@ -220,7 +224,8 @@ def start_fit() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
 
     def start(*words: str, path: Path | None = None, **options: Any) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "longvid_train.cli", "fit", *words]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "PYTHONPATH": str(path or "")}
+        inherited = {name: value for name, value in os.environ.items() if name not in LEFT_BY_LIGHTNING}
+        environment = {**inherited, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "PYTHONPATH": str(path or "")}
         process = subprocess.Popen(
             command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True, **options
         )
