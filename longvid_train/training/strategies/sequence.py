@@ -131,8 +131,12 @@ def check_processes(processes: int, size: int) -> None:
         raise UserError(
             f"trainer.strategy sequence_parallel_size is {size}, which does not divide the run's {processes} "
             f"process{'es' if processes > 1 else ''} (trainer.devices x trainer.num_nodes); set --trainer.devices to a "
-            f"multiple of {size}, or sequence_parallel_size to a divisor of {processes} from 2 up"
+            f"multiple of {size}{_or_divisor(processes)}"
         )
+
+
+def _or_divisor(processes: int) -> str:
+    return f", or sequence_parallel_size to a divisor of {processes} from 2 up" if processes > 1 else ""
 
 
 def check_sequence_parallel(size: int, config: Any, loading: LoadingOptions) -> None:
