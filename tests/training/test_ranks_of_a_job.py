@@ -32,6 +32,10 @@ from longvid_train.training.stop_signal import StopRequestedError
 LONG_AGO_S = 1_000_000_000
 
 
+WAITS = "import time; time.sleep(3600)"
+"""For `child`: a process that lives until it is killed, wherever its standard input comes from."""
+
+
 @pytest.fixture
 def child() -> Iterator[Callable[[str], "subprocess.Popen[bytes]"]]:
     """Start a Python process that runs the given text; it is gone when the test ends."""
@@ -113,7 +117,7 @@ def test_a_launch_script_is_told_the_cause_once(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_process_is_gone_when_it_has_ended_also_before_its_parent_looks(child: Any) -> None:
-    process = child("input()")
+    process = child(WAITS)
     state = replace(own_state(1), pid=process.pid)
     assert not is_gone(state)
     process.kill()
@@ -159,7 +163,7 @@ def test_a_child_that_ended_in_order_is_no_failure(tmp_path: Path, child: Any) -
 
 def test_a_peer_that_left_without_a_word_is_named_and_one_that_said_so_is_not(tmp_path: Path, child: Any) -> None:
     """Ranks that torchrun started: no rank is another's parent."""
-    process = child("input()")
+    process = child(WAITS)
     monitor = monitor_of(trainer_of(2), tmp_path)
     peer = replace(own_state(1), pid=process.pid)
     monitor.board.publish(peer)
