@@ -41,6 +41,11 @@ def argument(parse: Callable[[str], Parsed]) -> Callable[[str], Parsed]:
     return parse_argument
 
 
+def say(line: str) -> None:
+    """Print a line for the user on stderr, at once."""
+    print(f"longvid: {line}", file=sys.stderr, flush=True)
+
+
 def exit_status(program: str, words: Sequence[str] | None, body: Callable[[list[str]], int]) -> int:
     """Run ``body`` with the arguments and return the exit status: its own, 2 for a user's mistake, 1 for a failure.
 

@@ -12,9 +12,8 @@ from typing import Any, ClassVar
 import yaml
 
 from longvid_train.ablation.settings import without_keys
-from longvid_train.ablation.sweep import read_yaml
 from longvid_train.adaptation.reading import adaptation_of, adaptation_values, load_adaptation, write_adaptation
-from longvid_train.adaptation.records import as_mapping
+from longvid_train.adaptation.records import as_mapping, read_yaml
 from longvid_train.evaluation.local.settings import settings_of
 from longvid_train.files import write_text
 from longvid_train.world.settings import parse_world

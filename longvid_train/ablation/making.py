@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from longvid_train.ablation.launching import Launcher, signal_group
 from longvid_train.ablation.locks import step_lock
 from longvid_train.ablation.plan import Step
 from longvid_train.files import write_json
+from longvid_train.training.record import now
 
 STEP_FILE, DONE_FILE, LOG_FILE, LOCK_FILE = "step.json", "done.json", "log.txt", ".lock"
 GRACE_S = 120.0
@@ -176,11 +176,6 @@ class Maker:
 def is_done(folder: Path) -> bool:
     """Whether a step's folder holds its whole output."""
     return (folder / DONE_FILE).is_file()
-
-
-def now() -> str:
-    """The moment, to the second, in UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def command_environment(environment: Mapping[str, str]) -> dict[str, str]:

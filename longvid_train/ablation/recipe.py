@@ -21,8 +21,8 @@ from typing import Any
 
 from longvid_train.ablation.kinds import KINDS
 from longvid_train.ablation.references import references
-from longvid_train.ablation.sweep import SEED, Scalar, Sweep, read_yaml
-from longvid_train.adaptation.records import as_mapping, check_keys
+from longvid_train.ablation.sweep import SEED, Scalar, Sweep
+from longvid_train.adaptation.records import as_mapping, check_keys, read_yaml
 from longvid_train.errors import UserError, nearest
 
 CONFIG = "config"

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from longvid_train.ablation.making import DONE_FILE, Facts, is_done, now
+from longvid_train.ablation.making import DONE_FILE, Facts, is_done
 from longvid_train.ablation.plan import Run
 from longvid_train.ablation.recipe import Recipe
 from longvid_train.ablation.scores import Scored, result_values
@@ -14,7 +14,7 @@ from longvid_train.ablation.sweep import Sweep
 from longvid_train.errors import UserError
 from longvid_train.evaluation.reading import read_json_object
 from longvid_train.files import write_json
-from longvid_train.training.record import manifest_hashes
+from longvid_train.training.record import manifest_hashes, now
 
 GRID_FILE, RUN_FILE, RESULT_FILE, FAILED_FILE = "grid.json", "run.json", "result.json", "failed.json"
 _REMEDY = "choose another --out, or restore what changed"

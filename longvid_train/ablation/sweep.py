@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from longvid_train.adaptation.records import as_mapping, check_keys
+from longvid_train.adaptation.records import as_mapping, check_keys, read_yaml
 from longvid_train.errors import UserError, nearest
 
 Scalar = str | int | float | bool
@@ -151,20 +151,6 @@ def sweep_of(value: object, path: Path) -> Sweep:
         seeds=_seeds(parameters.pop(SEED, (0,)), where),
         parameters=parameters,
     )
-
-
-def read_yaml(path: Path) -> object:
-    """Plain values of a YAML file.
-
-    Raises:
-        UserError: it is missing or not YAML.
-    """
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _parameters(value: object, where: str) -> dict[str, tuple[Scalar, ...]]:

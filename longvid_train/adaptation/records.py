@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
 
 from longvid_train.errors import UserError, nearest
 
@@ -19,6 +22,24 @@ R = TypeVar("R", bound=Record)
 _NO_FIT = object()
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", NoneType: "null"}
+
+
+def read_yaml(path: Path, *, use: str = "") -> object:
+    """Plain values of a YAML file.
+
+    Args:
+        path: of the file.
+        use: what it is read for, in messages.
+
+    Raises:
+        UserError: it is missing or not YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read{f' as {use}' if use else ''}: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def read_record(record: type[R], values: object, where: str) -> R:

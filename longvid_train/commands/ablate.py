@@ -18,7 +18,6 @@ import io
 import json
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -27,7 +26,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from longvid_train.console import EXIT_FAILURE
+from longvid_train.console import EXIT_FAILURE, say
 from longvid_train.errors import UserError
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     failed = _run_missing(arguments, out, sweep, recipe, runs)
     status = _report(arguments, out, sweep, recipe, every)
     for line in failed:
-        _say(f"failed: {line}")
+        say(f"failed: {line}")
     return EXIT_FAILURE if failed else status
 
 
@@ -130,7 +129,7 @@ def _run_missing(
     with folder_lock(out, shared=under_agent(os.environ)), _sigterm_stops():
         write_json(out / GRID_FILE, grid_values(sweep, recipe))
         facts = _facts()
-        progress = Progress(len(runs), len(runs) - len(missing), _say)
+        progress = Progress(len(runs), len(runs) - len(missing), say)
 
         def ended(one: "Run", outcome: "tuple[Scored, ...] | Failed") -> None:
             if isinstance(outcome, Failed):
@@ -141,7 +140,7 @@ def _run_missing(
             write_run(out, one, outcome, sweep, facts)
             progress.ended(one.title, f"score {sum(q.score for q in outcome) / len(outcome):.3f}")
 
-        run_all(missing, Maker(out, facts, _say, Launcher()), processes=arguments.processes, on_end=ended)
+        run_all(missing, Maker(out, facts, say, Launcher()), processes=arguments.processes, on_end=ended)
         for one in runs:
             if has_result(out, one):
                 log_run(out, one, sweep)
@@ -218,7 +217,3 @@ def _sigterm_stops() -> Iterator[None]:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
-
-
-def _say(line: str) -> None:
-    print(f"longvid: {line}", file=sys.stderr, flush=True)

@@ -3,9 +3,9 @@
 import argparse
 import logging
 import re
-import sys
 import warnings
 
+from longvid_train.console import say
 from longvid_train.errors import UserError
 
 
@@ -39,7 +39,7 @@ def run(subcommand: str, arguments: list[str]) -> int:
         return 0 if rank_zero_only.rank else EXIT_STOPPED
     except JobFailedError as failed:
         if failed.line is not None:
-            print(f"longvid: {failed.line}", file=sys.stderr)
+            say(failed.line)
         return failed.status
     except NonFiniteError:
         # All ranks raise it together: rank 0 reports it, and is not killed because another rank failed first.

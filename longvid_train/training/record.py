@@ -56,7 +56,7 @@ class RunRecord(SaveConfigCallback):
         if stage != "fit":
             return
         run_dir = Path(trainer.default_root_dir)
-        started_at, self._started_s = _now(), time.monotonic()
+        started_at, self._started_s = now(), time.monotonic()
         whole = self.config.clone()
         whole["ckpt_path"] = None
         write_text(run_dir / CONFIG_FILE, self.parser.dump(whole, skip_none=False, skip_link_targets=True))
@@ -80,7 +80,7 @@ class RunRecord(SaveConfigCallback):
         """Note when the run ended. Lightning calls it behind the export and the answers, and not after a failure."""
         if trainer.is_global_zero:
             duration_s = round(time.monotonic() - self._started_s, 3)
-            add_to_last_start(Path(trainer.default_root_dir), {"finished_at": _now(), "duration_s": duration_s})
+            add_to_last_start(Path(trainer.default_root_dir), {"finished_at": now(), "duration_s": duration_s})
 
 
 def add_to_last_start(run_dir: Path, facts: dict[str, Any]) -> None:
@@ -145,7 +145,8 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def _now() -> str:
+def now() -> str:
+    """The moment, to the second, in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

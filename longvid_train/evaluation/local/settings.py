@@ -4,9 +4,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 
-import yaml
-
-from longvid_train.adaptation.records import as_mapping, check_keys, read_record
+from longvid_train.adaptation.records import as_mapping, check_keys, read_record, read_yaml
 from longvid_train.errors import UserError
 from longvid_train.evaluation.judging.settings import JudgeSettings, read_judge
 
@@ -115,12 +113,7 @@ def read_settings(path: Path) -> EvaluationSettings:
     Raises:
         UserError: the file is missing or not YAML, a key is unknown, or a value cannot be used.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as the settings of an evaluation: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    values = read_yaml(path, use="the settings of an evaluation")
     return settings_of({} if values is None else values, where=str(path))
 
 

@@ -12,14 +12,14 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
-from longvid_train.console import EXIT_FAILURE
+from longvid_train.console import EXIT_FAILURE, say
 from longvid_train.errors import UserError
 from longvid_train.training.ranks.board import JobFailure, RankBoard, RankState, is_gone
 from longvid_train.training.ranks.job import Job
 from longvid_train.training.ranks.progress import Progress, place_of_main_thread
+from longvid_train.training.record import now
 from longvid_train.training.save_queue import SaveQueue
 
 POLL_S = 0.5
@@ -177,7 +177,7 @@ class RankMonitor(threading.Thread):
         line = stall_line(state, states, idle_s, report)
         if line is None:
             return
-        _say(line)
+        say(line)
         if self.watchdog.abort:
             last = min(states, key=lambda one: one.position)
             self._abort(JobFailure(rank=last.rank, told_by=state.rank, line=line, status=EXIT_STALLED))
@@ -199,10 +199,10 @@ class RankMonitor(threading.Thread):
         try:
             self.queue.finish(ENDING_S)
         except TimeoutError:
-            _say("a checkpoint was still being written; it is absent, earlier ones are whole")
+            say("a checkpoint was still being written; it is absent, earlier ones are whole")
         if self.job.world_size == 1 or self.tells(failure):
             self.job.end_children()
-            _say(failure.line)
+            say(failure.line)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(failure.status)
@@ -214,7 +214,7 @@ def dump_stacks(run_dir: Path, state: RankState, idle_s: float) -> Path:
     run_dir.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as stream:
         stream.write(
-            f"{datetime.now(UTC).isoformat(timespec='seconds')} {state.name}: {idle_s:.0f} s in {state.doing}, step "
+            f"{now()} {state.name}: {idle_s:.0f} s in {state.doing}, step "
             f"{state.step}, micro-batch {state.micro_batch}\n"
         )
         stream.flush()
@@ -263,8 +263,3 @@ def _how_it_ended(status: int) -> str:
 
 def _machine(state: RankState) -> tuple[str, int]:
     return state.host, state.namespace
-
-
-def _say(line: str) -> None:
-    """Any rank, not only rank 0, may have something to say here."""
-    print(f"longvid: {line}", file=sys.stderr, flush=True)
