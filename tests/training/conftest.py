@@ -102,6 +102,16 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def dropout_free_folder(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model without dropout, so that ranks and micro-batches compute what the whole batch does."""
+    folder = shutil.copytree(tiny_model_folder, tmp_path_factory.mktemp("dropout_free") / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_decoder_config"] |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220)}
 
 
@@ -141,6 +151,20 @@ class World:
                     "meta": {"kind": "detail" if row % 2 else "description"},
                 }
             )
+        return self.write(name, lines)
+
+    def uneven(self, name: str, rows: int) -> Path:
+        """Videos, and texts alone, with answers of 2 to 9 supervised tokens: ranks and micro-batches hold unequal
+        shares."""
+        lines = []
+        for number in range(rows):
+            colour = list(COLOURS)[number % 3]
+            answer = {"role": "assistant", "text": " ".join([colour, *["video"] * (number * number % 8)])}
+            row: dict[str, Any] = {"id": f"row{number}", "media": [{"type": "video", "path": f"{colour}.mp4"}]}
+            question = {"role": "user", "text": "<video>\nwhat colour is the video ?"}
+            if number % 4 == 3:
+                row, question = {"id": f"row{number}"}, {"role": "user", "text": "what is the colour ?"}
+            lines.append({**row, "conversation": [question, answer]})
         return self.write(name, lines)
 
     def write(self, name: str, rows: list[dict[str, Any]]) -> Path:
@@ -217,6 +241,17 @@ LEFT_BY_LIGHTNING = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK")
 """Its launcher sets these for a run in this process and leaves them: a later job would wait for ranks never started."""
 
 
+def launching_environment() -> dict[str, str]:
+    """This process's variables as a user's shell would have them."""
+    return {name: value for name, value in os.environ.items() if name not in LEFT_BY_LIGHTNING}
+
+
+@pytest.fixture
+def user_environment() -> dict[str, str]:
+    """See `launching_environment`."""
+    return launching_environment()
+
+
 @pytest.fixture
 def start_fit() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     """Start ``longvid fit WORDS`` as a process group of its own; what is left of it is killed when the test ends."""
@@ -224,8 +259,12 @@ def start_fit() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
 
     def start(*words: str, path: Path | None = None, **options: Any) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "longvid_train.cli", "fit", *words]
-        inherited = {name: value for name, value in os.environ.items() if name not in LEFT_BY_LIGHTNING}
-        environment = {**inherited, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "PYTHONPATH": str(path or "")}
+        environment = {
+            **launching_environment(),
+            "OMP_NUM_THREADS": "1",
+            "WANDB_MODE": "offline",
+            "PYTHONPATH": str(path or ""),
+        }
         process = subprocess.Popen(
             command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True, **options
         )
@@ -276,7 +315,7 @@ class TwoHosts:
         processes = []
         for rank, (name, device) in enumerate(zip(self.names, self.devices, strict=True)):
             environment = {
-                **os.environ,
+                **launching_environment(),
                 "NNODES": "2",
                 "NODE_RANK": str(rank),
                 "NPROC": "1",

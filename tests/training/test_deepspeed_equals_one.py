@@ -1,7 +1,5 @@
 """Two processes under each stage of ZeRO train like one process with the whole batch."""
 
-import json
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -31,26 +29,12 @@ def steps(run: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def uneven_config(fit_config_in: FitConfig, world: Any, tiny_model_folder: Path, tmp_path_factory: Any) -> Path:
+def uneven_config(fit_config_in: FitConfig, world: Any, dropout_free_folder: Path, tmp_path_factory: Any) -> Path:
     """Videos and texts with 2 to 9 supervised tokens each, everything but the tower trains, without dropout."""
-    folder = tmp_path_factory.mktemp("zero")
-    start = shutil.copytree(tiny_model_folder, folder / "start")
-    config = json.loads((start / "config.json").read_text())
-    config["text_decoder_config"] |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (start / "config.json").write_text(json.dumps(config))
-    rows = []
-    for number in range(14):
-        colour = ["red", "green", "blue"][number % 3]
-        answer = {"role": "assistant", "text": " ".join([colour, *["video"] * (number * number % 8)])}
-        row = {"id": f"row{number}", "media": [{"type": "video", "path": f"{colour}.mp4"}]}
-        question = {"role": "user", "text": "<video>\nwhat colour is the video ?"}
-        if number % 4 == 3:
-            row, question = {"id": f"row{number}"}, {"role": "user", "text": "what is the colour ?"}
-        rows.append({**row, "conversation": [question, answer]})
     return fit_config_in(
-        folder,
-        data__init_args__train=str(world.write("uneven_zero.jsonl", rows)),
-        model__init_args__model=str(start),
+        tmp_path_factory.mktemp("zero"),
+        data__init_args__train=str(world.uneven("uneven_zero.jsonl", 14)),
+        model__init_args__model=str(dropout_free_folder),
         model__init_args__stage={"name": "instruction", "trainable": STAGES["instruction"]},
         model__init_args__optimizer={"lr": 1e-2, "eps": 1e-3, "weight_decay": 0.1},
         trainer__max_epochs=2,

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,28 +29,14 @@ def losses(run: Path) -> dict[int, float]:
 
 
 @pytest.fixture(scope="module")
-def config(fit_config_in: FitConfig, world: Any, tiny_model_folder: Path, tmp_path_factory: Any) -> Path:
+def config(fit_config_in: FitConfig, world: Any, dropout_free_folder: Path, tmp_path_factory: Any) -> Path:
     """Two epochs of two steps over videos and texts, without dropout, with decayed and undecayed weights."""
-    folder = tmp_path_factory.mktemp("other_processes")
-    start = shutil.copytree(tiny_model_folder, folder / "start")
-    settings = json.loads((start / "config.json").read_text())
-    settings["text_decoder_config"] |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (start / "config.json").write_text(json.dumps(settings))
-    rows = []
-    for number in range(2 * ROWS):
-        colour = ["red", "green", "blue"][number % 3]
-        answer = {"role": "assistant", "text": " ".join([colour, *["video"] * (number * number % 8)])}
-        row: dict[str, Any] = {"id": f"row{number}", "media": [{"type": "video", "path": f"{colour}.mp4"}]}
-        question = {"role": "user", "text": "<video>\nwhat colour is the video ?"}
-        if number % 4 == 3:
-            row, question = {"id": f"row{number}"}, {"role": "user", "text": "what is the colour ?"}
-        rows.append({**row, "conversation": [question, answer]})
     return fit_config_in(
-        folder,
-        data__init_args__train=str(world.write("other_processes.jsonl", rows)),
+        tmp_path_factory.mktemp("other_processes"),
+        data__init_args__train=str(world.uneven("other_processes.jsonl", 2 * ROWS)),
         data__init_args__val=str(world.manifest("other_processes_val.jsonl", 3, prefix="val")),
         data__init_args__loading={"batch_size": 1, "global_batch_size": ROWS},
-        model__init_args__model=str(start),
+        model__init_args__model=str(dropout_free_folder),
         model__init_args__optimizer={"lr": 1e-2, "eps": 1e-3, "weight_decay": 0.1},
         trainer__max_epochs=2,
         trainer__limit_val_batches=0,

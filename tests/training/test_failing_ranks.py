@@ -46,7 +46,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture
-def job(fit_config: FitConfig, world: Any, tmp_path: Path) -> Iterator[Callable[..., tuple[int, list[str], Path]]]:
+def job(
+    fit_config: FitConfig, world: Any, tmp_path: Path, user_environment: dict[str, str]
+) -> Iterator[Callable[..., tuple[int, list[str], Path]]]:
     """Run two ranks in which ``what`` happens to ``rank``: status, all of stderr's lines and the run folder."""
     (tmp_path / "trouble.py").write_text(TROUBLE)
     config = fit_config(
@@ -67,7 +69,7 @@ def job(fit_config: FitConfig, world: Any, tmp_path: Path) -> Iterator[Callable[
             "2",
             *more,
         ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "NPROC": "2"}
+        environment = {**user_environment, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "NPROC": "2"}
         environment |= {"PYTHONPATH": f"{tmp_path}:{ROOT}", "TORCHRUN": str(Path(sys.executable).with_name("torchrun"))}
         started.append(
             subprocess.Popen(
@@ -173,7 +175,7 @@ def cluster(tmp_path: Path) -> Path:
 
 
 def test_a_zero_run_that_slurm_stops_goes_back_to_the_queue_and_continues_to_the_same_bits(
-    fit_config: FitConfig, world: Any, tmp_path: Path, cluster: Path
+    fit_config: FitConfig, world: Any, tmp_path: Path, cluster: Path, user_environment: dict[str, str]
 ) -> None:
     config = fit_config(
         data__init_args__train=str(world.manifest("slurm.jsonl", 24)),
@@ -187,7 +189,7 @@ def test_a_zero_run_that_slurm_stops_goes_back_to_the_queue_and_continues_to_the
         run.mkdir()
         if name == "whole":
             (run / "told").touch()
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "RUN_DIR": str(run)}
+        environment = {**user_environment, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "RUN_DIR": str(run)}
         environment |= {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NAME": "fit"}
         environment |= {"SLURM_NODELIST": "127.0.0.1", "MASTER_ADDR": "127.0.0.1"}
         environment |= {"PATH": f"{cluster}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}

@@ -1,7 +1,6 @@
 """Two DDP processes with accumulation train like one process with the whole batch, and stop together."""
 
 import json
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -35,29 +34,6 @@ class Poison(Callback):
 """
 
 
-def without_dropout(folder: Path, target: Path) -> Path:
-    shutil.copytree(folder, target)
-    config = json.loads((target / "config.json").read_text())
-    config["text_decoder_config"] |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (target / "config.json").write_text(json.dumps(config))
-    return target
-
-
-def uneven_manifest(world: Any) -> Path:
-    """Videos and texts with answers of 2 to 9 supervised tokens: ranks and micro-batches hold unequal shares."""
-    rows: list[dict[str, Any]] = []
-    for number in range(12):
-        colour = ["red", "green", "blue"][number % 3]
-        answer = {"role": "assistant", "text": " ".join([colour, *["video"] * (number * number % 8)])}
-        row = {"id": f"row{number}", "media": [{"type": "video", "path": f"{colour}.mp4"}]}
-        question = {"role": "user", "text": "<video>\nwhat colour is the video ?"}
-        if number % 4 == 3:
-            row, question = {"id": f"row{number}"}, {"role": "user", "text": "what is the colour ?"}
-        rows.append({**row, "conversation": [question, answer]})
-    path: Path = world.write("uneven.jsonl", rows)
-    return path
-
-
 def two_ranks(config: Path, run: Path) -> list[str]:
     return ["--config", str(config), "--run_dir", str(run), "--trainer.devices", "2", "--trainer.strategy", "ddp"]
 
@@ -70,7 +46,7 @@ def steps(run: Path) -> list[dict[str, Any]]:
 def test_two_ranks_with_accumulation_train_like_the_whole_batch(
     fit_config: FitConfig,
     world: Any,
-    tiny_model_folder: Path,
+    dropout_free_folder: Path,
     tmp_path: Path,
     start_fit: StartFit,
     finish_fit: FinishFit,
@@ -78,8 +54,8 @@ def test_two_ranks_with_accumulation_train_like_the_whole_batch(
     """Everything but the tower trains, in float64, with plain DDP although texts use no vision and nothing reads what
     the last layer of a Q-Former makes of the prompt. Averaging averages would be wrong by per cents."""
     config = fit_config(
-        data__init_args__train=str(uneven_manifest(world)),
-        model__init_args__model=str(without_dropout(tiny_model_folder, tmp_path / "start")),
+        data__init_args__train=str(world.uneven("uneven.jsonl", 12)),
+        model__init_args__model=str(dropout_free_folder),
         model__init_args__stage=EVERYTHING,
         model__init_args__optimizer=SMOOTH,
         trainer__max_epochs=2,

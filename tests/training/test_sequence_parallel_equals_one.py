@@ -26,11 +26,10 @@ def steps(run: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def grouped_heads_folder(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def grouped_heads_folder(dropout_free_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with four attention heads over two key-value heads, and without dropout."""
-    folder = shutil.copytree(tiny_model_folder, tmp_path_factory.mktemp("grouped") / "model")
+    folder = shutil.copytree(dropout_free_folder, tmp_path_factory.mktemp("grouped") / "model")
     config = json.loads((folder / "config.json").read_text())
-    config["text_decoder_config"] |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     config["text_config"] |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}
     (folder / "config.json").write_text(json.dumps(config))
     torch.manual_seed(1)
@@ -43,18 +42,9 @@ def film_config(
     fit_config_in: FitConfig, world: Any, grouped_heads_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """Stage 3 over rows of many lengths: answers of 1 to 9 tokens that may lie in any part, and rows of text alone."""
-    rows = []
-    for number in range(14):
-        colour = ("red", "green", "blue")[number % 3]
-        answer = {"role": "assistant", "text": " ".join([colour, *["video"] * (number * number % 8)])}
-        row = {"id": f"row{number}", "media": [{"type": "video", "path": f"{colour}.mp4"}]}
-        question = {"role": "user", "text": "<video>\nwhat colour is the video ?"}
-        if number % 4 == 3:
-            row, question = {"id": f"row{number}"}, {"role": "user", "text": "what is the colour ?"}
-        rows.append({**row, "conversation": [question, answer]})
     return fit_config_in(
         tmp_path_factory.mktemp("sequence"),
-        data__init_args__train=str(world.write("films.jsonl", rows)),
+        data__init_args__train=str(world.uneven("films.jsonl", 14)),
         data__init_args__media={
             "sampling": {"class_path": "longvid_train.video.UniformFrames", "init_args": {"count": 4}}
         },
