@@ -237,7 +237,7 @@ def fit_config(fit_config_in: Callable[..., Path], tmp_path: Path) -> Callable[.
     return partial(fit_config_in, tmp_path)
 
 
-LEFT_BY_LIGHTNING = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK")
+LEFT_BY_LIGHTNING = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", "RANK")
 """Its launcher sets these for a run in this process and leaves them: a later job would wait for ranks never started."""
 
 
