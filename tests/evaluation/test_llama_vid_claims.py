@@ -213,18 +213,21 @@ def test_adapters_of_other_parts_and_incomplete_ones_are_refused(
 
 
 def test_checks_about_tokens_hold_where_the_paper_s_order_is_found_and_fail_otherwise() -> None:
-    rank = ["content", "bert", "context", "both", "all_content", "all"]
+    rank = ["content", "bert", "context", "both", "both_4", "both_9", "all_content", "all"]
     ordered = TOKENS.checks(made_scores(TOKENS, lambda method, kind: 0.1 + 0.1 * rank.index(method)))
-    assert [check.holds for check in ordered] == [True] * 7
+    assert [check.holds for check in ordered] == [True] * 10
     assert ordered[1].here.startswith("+30.0 points") and "detail +30.0 points" in ordered[1].here
     level = TOKENS.checks(made_scores(TOKENS, lambda method, kind: 0.5))
-    assert [check.holds for check in level] == [False] * 7
+    assert [check.holds for check in level] == [False] * 10
     pairs = [
         "context>content",
         "both>content",
         "both>context",
         "all>all_content",
         "all>both",
+        "both_4>both",
+        "both_9>both_4",
+        "all>both_9",
         "bert>content",
         "both>bert",
     ]

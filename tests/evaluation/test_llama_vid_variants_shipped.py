@@ -40,7 +40,7 @@ def test_a_variant_answers_and_takes_the_tokens_it_is_named_after() -> None:
     TOKENS.compared.check(ASSETS)
     answers = ComparedAnswers(TOKENS.compared, ASSETS, lambda frames, seed: held_out_stills(10, frames, seed))
     methods = {method.name: method for method in TOKENS.grid.methods}
-    tokens = {"content": 1, "context": 1, "both": 2, "bert": 2, "all": 37, "all_content": 36}
+    tokens = {"content": 1, "context": 1, "both": 2, "bert": 2, "both_4": 5, "both_9": 10, "all": 37, "all_content": 36}
     for name in VARIANTS:
         rows = answers(methods[name], 1, 40)
         assert {row.visual_tokens for row in rows} == {tokens[name]}

@@ -68,6 +68,9 @@ def _checks(scores: Scores) -> tuple[Check, ...]:
         better("Table 4: both beat the context token alone (55.5 > 54.3)", "both", "context"),
         better("Table 5: a context token helps beside all content tokens (63.0 > 61.9)", "all", "all_content"),
         better("Table 5: all content tokens beat one, beside a context token (63.0 > 55.5)", "all", "both"),
+        better("Table 5: 4 content tokens beat one, beside a context token (56.2 > 55.5)", "both_4", "both"),
+        better("Table 5: 9 content tokens beat 4 (there 16: 58.2 > 56.2)", "both_9", "both_4"),
+        better("Table 5: all content tokens beat 9 (there 64: 63.0 > 60.8)", "all", "both_9"),
         better("Table 6: guidance by a fresh 2-layer BERT beats none (54.1 > 53.3)", "bert", "content"),
         better("Table 6: the pretrained Q-Former beats the BERT (55.5 > 54.1)", "both", "bert"),
     )

@@ -68,6 +68,8 @@ VARIANTS = {
         Variant(name="context", words="1 context token", content=False),
         Variant(name="both", words="1 context and 1 content token (Q-Former)"),
         Variant(name="bert", words="1 context (fresh 2-layer BERT) and 1 content token", text_decoder="bert"),
+        Variant(name="both_4", words="1 context and 4 content tokens", content_grid=2),
+        Variant(name="both_9", words="1 context and 9 content tokens", content_grid=3),
         Variant(name="all", words="1 context and 36 content tokens", content_grid=ALL_PATCHES),
         Variant(name="all_content", words="36 content tokens", content_grid=ALL_PATCHES, text_decoder="none"),
     )
