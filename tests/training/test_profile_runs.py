@@ -1,5 +1,6 @@
 """Real runs that are bound by data, computation, communication or a slow rank: each profile says so."""
 
+import gzip
 import json
 import shutil
 import subprocess
@@ -7,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 import pytorch_lightning as pl
@@ -18,8 +18,12 @@ from longvid_train import cli
 from longvid_train.models.llama_vid import LlamaVidConfig, LlamaVidForConditionalGeneration
 from longvid_train.training.data_wait import FetchTimer
 from longvid_train.training.module import LlamaVidTraining
+from longvid_train.training.peak_rate import PeakRate
 from longvid_train.training.profiling.marks import Part, PartMarks
+from longvid_train.training.profiling.trace import RankTrace, read_trace
+from longvid_train.training.throughput import Throughput
 from longvid_train.training.tracking import read_metrics
+from longvid_train.video import read_clip
 
 FitConfig = Callable[..., Path]
 StartFit = Callable[..., "subprocess.Popen[str]"]
@@ -46,24 +50,44 @@ def burn(module, words):
 """
 
 
-@pytest.fixture(scope="module")
-def large_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A manifest of 8 rows about one film of 24 frames of 1280 x 720."""
-    folder = tmp_path_factory.mktemp("large")
-    with av.open(str(folder / "film.mp4"), "w") as container:
-        stream = container.add_stream("libx264", rate=8, options={"preset": "ultrafast"})
-        stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
-        for number in range(24):
-            frame = av.VideoFrame.from_ndarray(np.full((720, 1280, 3), 10 * number, np.uint8), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    turns = [{"role": "user", "text": "<video>\nwhat is the video ?"}, {"role": "assistant", "text": "red"}]
-    rows = [
-        {"id": f"{row}", "media": [{"type": "video", "path": "film.mp4"}], "conversation": turns} for row in range(8)
-    ]
-    path = folder / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+DECODE_S = 10.0
+EVENT_S = 1e-6
+
+
+class DecodingClock:
+    """Seconds that only decoding takes, in the run and in its trace: each video `DECODE_S`.
+
+    In the trace the start and end of any event take `EVENT_S`, so that what holds events has a length.
+    """
+
+    mark = "the test decodes"
+
+    def __init__(self, decode: Callable[..., Any]) -> None:
+        self.now_s = 0.0
+        self._decode = decode
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def decode(self, *arguments: Any, **options: Any) -> Any:
+        """Decode within a mark."""
+        self.now_s += DECODE_S
+        with torch.profiler.record_function(self.mark):
+            return self._decode(*arguments, **options)
+
+    def read_trace(self, path: Path) -> RankTrace:
+        """Read a trace in which events lie as they lay in each other and behind each other, by this clock."""
+        trace = json.loads(gzip.decompress(path.read_bytes()))
+        events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
+        bounds = np.array([[event["ts"], event["ts"] + event["dur"]] for event in events])
+        decoded = bounds[[event["name"] == self.mark for event in events]]
+        assert len(decoded) == 2  # one video a step of the window
+        share = (bounds[..., None] - decoded[:, 0]) / (decoded[:, 1] - decoded[:, 0])
+        new_us = 1e6 * (DECODE_S * share.clip(0, 1).sum(-1) + EVENT_S * np.searchsorted(np.unique(bounds), bounds))
+        for event, (start_us, end_us) in zip(events, new_us.tolist(), strict=True):
+            event |= {"ts": start_us, "dur": end_us - start_us}
+        path.write_bytes(gzip.compress(json.dumps(trace).encode()))
+        return read_trace(path)
 
 
 def wider_model(base: Path, folder: Path, **sizes: int) -> Path:
@@ -99,19 +123,18 @@ class ProfilersSeen(pl.Callback):
         self.seen.append((type(trainer.profiler), torch._C._autograd._profiler_enabled()))
 
 
-def test_a_run_that_decodes_large_videos_waits_for_data(
-    fit_config: FitConfig,
-    large_videos: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_run_that_decodes_for_long_waits_for_data(
+    fit_config: FitConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And nothing is wrapped or recorded outside of the window."""
-    watcher = ProfilersSeen()
+    """As long as the metrics say; and nothing is wrapped or recorded outside of the window."""
+    watcher, clock = ProfilersSeen(), DecodingClock(read_clip)
     monkeypatch.setattr("longvid_train.training.cli.FinishedRun", lambda: watcher)
+    monkeypatch.setattr("longvid_train.data.media.read_clip", clock.decode)
+    monkeypatch.setattr("longvid_train.training.profiling.callback.read_trace", clock.read_trace)
+    peak = PeakRate(flops_per_s=1e6, source="a test")
+    monkeypatch.setattr("longvid_train.training.cli.Throughput", lambda: Throughput(clock=clock, peak=peak))
     config = fit_config(
-        data__init_args__train=str(large_videos),
-        data__init_args__media={"sampling": {"fps": 8.0}},
+        data__init_args__media={"sampling": {"count": 2}, "cache_bytes": 0},
         data__init_args__loading={"batch_size": 1},
         trainer__max_steps=4,
     )
@@ -123,10 +146,11 @@ def test_a_run_that_decodes_large_videos_waits_for_data(
     assert line.startswith("longvid: profile of steps 2 to 3: waits for data: ")
     assert "raise data.loading.num_workers (now 0)" in line
     (seconds,) = found["seconds_per_step"]
-    steps = {step["step"]: step for step in read_metrics(run) if "train/loss" in step}
-    waited_s = sum(steps[number]["train/data_wait_s"] for number in (1, 2)) / 2
-    assert seconds["data_wait"] == pytest.approx(waited_s, rel=0.5)
-    assert min(seconds[name] for name in ("forward", "backward", "optimizer")) > 0
+    waited_s = [step["train/data_wait_s"] for step in read_metrics(run) if "train/loss" in step]
+    assert waited_s == [DECODE_S] * 4
+    assert seconds["data_wait"] == pytest.approx(DECODE_S, rel=0.01)
+    assert sum(seconds[str(part)] for part in Part) == pytest.approx(DECODE_S, rel=0.05)
+    assert min(seconds[name] for name in ("forward", "backward", "optimizer")) > 10 * EVENT_S
     assert not any(seconds[name] for name in ("communication", "waiting_for_ranks", "host", "validation"))
     assert watcher.seen == [(FetchTimer, False), (PartMarks, True), (PartMarks, True), (FetchTimer, False)]
     assert {path.name for path in (run / "profile").iterdir()} == {
