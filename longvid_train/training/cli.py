@@ -32,6 +32,7 @@ from longvid_train.training.stop_signal import StopOnSigterm
 from longvid_train.training.strategies.zero import ZeroStrategy
 from longvid_train.training.throughput import Throughput
 from longvid_train.training.tracking import METRICS_FILE, WandbMode, build_loggers
+from longvid_train.training.universal_checkpoint import remove_abandoned_copies
 
 CHECKPOINT_FOLDER = "checkpoints"
 LAST = "last"
@@ -110,6 +111,7 @@ class RunCLI(LightningCLI):
             settings["ckpt_path"] = str(find_checkpoint(run_dir, checkpoint))
             if self._only == "fit":
                 check_stage(Path(settings["ckpt_path"]), zero_stage(settings["trainer"]["strategy"]))
+                remove_abandoned_copies(Path(settings["ckpt_path"]).parent)
                 for line in changes_of_continued_run(run_dir, settings):
                     notice(line)
         if self._only == "fit" and not checkpoint:

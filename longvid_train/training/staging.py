@@ -1,6 +1,7 @@
 """Temporary neighbours of a folder that is written: locked while someone writes them, cleared when nobody does."""
 
 import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -17,24 +18,35 @@ def staging_folder(target: Path) -> Iterator[Path]:
     nobody holds its lock. The lock (``flock``) is the operating system's and ends with the process that holds it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{target.name}."
+    prefix = staging_prefix(target)
     with _locked(target.parent):
         staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=prefix))
         lock = os.open(staging, os.O_RDONLY)
         fcntl.flock(lock, fcntl.LOCK_EX)
     try:
         yield staging
-        with _locked(target.parent):
-            _remove_abandoned(target.parent, prefix)
+        remove_abandoned(target.parent, f"{glob.escape(prefix)}*")
     finally:
         shutil.rmtree(staging)
         os.close(lock)
 
 
-def _remove_abandoned(folder: Path, prefix: str) -> None:
-    for path in folder.iterdir():
-        if path.name.startswith(prefix) and path.is_dir() and not _is_locked(path):
-            shutil.rmtree(path)
+def staging_prefix(target: Path) -> str:
+    """What the names of ``target``'s temporary neighbours begin with."""
+    return f".{target.name}."
+
+
+def remove_abandoned(folder: Path, pattern: str) -> None:
+    """Remove the temporary neighbours in ``folder`` that nobody holds, as far as they are this user's to remove.
+
+    Args:
+        folder: where they lie.
+        pattern: of their names, as for ``Path.glob``.
+    """
+    with _locked(folder):
+        for path in folder.glob(pattern):
+            if path.is_dir() and not _is_locked(path):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 DeepSpeed writes a file of each rank. Its converter takes them apart into one file of each parameter and moment, and its
 engine cuts its own shards out of these. The converted copy stands beside the folder while it is read: the folder stays
-as it was written, and what a killed process left is removed at the next start of the run.
+as it was written, each of several jobs that read it has a copy of its own, and what a killed process left is removed by
+the next that continues a run from there.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import io
 import shutil
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from typing import Any
 import torch
 
 from longvid_train.training.agreement import raise_on_all
-from longvid_train.training.checkpoint_io import in_progress
+from longvid_train.training.staging import remove_abandoned, staging_folder
 
+UNIVERSAL_SUFFIX = ".universal"
 COPIES = 3
 """Times the folder's bytes that a conversion needs at once: fragments, merged tensors and the files that are kept."""
 
@@ -35,14 +37,20 @@ def universal_copy(source: Path, tag: str) -> Iterator[Path]:
     Raises:
         CheckpointWriteError: on all ranks, if the disk has too little room or cannot be written.
     """
-    first = torch.distributed.get_rank() == 0
-    copy = in_progress(source.with_name(f"{source.name}.universal"))
-    raise_on_all(_convert(source / tag, copy / tag) if first else None)
-    try:
-        yield copy
-    finally:
-        if first:
-            shutil.rmtree(copy, ignore_errors=True)
+    with ExitStack() as held_by_first:
+        copy, obstacle = None, None
+        if torch.distributed.get_rank() == 0:
+            copy, obstacle = _converted(source, tag, held_by_first)
+        raise_on_all(obstacle)
+        shared = [copy]
+        torch.distributed.broadcast_object_list(shared, src=0)
+        assert shared[0] is not None, "without an obstacle there is a copy"
+        yield shared[0]
+
+
+def remove_abandoned_copies(checkpoints: Path) -> None:
+    """Remove the universal forms in the folder ``checkpoints`` that nobody reads any more."""
+    remove_abandoned(checkpoints, f".*{UNIVERSAL_SUFFIX}.*")
 
 
 def load_universal(engine: Any, source: Path, tag: str) -> dict[str, Any]:
@@ -77,11 +85,20 @@ def _reads_universal(engine: Any) -> Iterator[None]:
         engine._config.load_universal_checkpoint = False
 
 
+def _converted(source: Path, tag: str, stack: ExitStack) -> tuple[Path, str | None]:
+    """The universal form of ``source``, there until ``stack`` ends, and what stood in its way."""
+    target = source.with_name(f"{source.name}{UNIVERSAL_SUFFIX}")
+    try:
+        copy = stack.enter_context(staging_folder(target))
+        return copy, _convert(source / tag, copy / tag)
+    except OSError as error:
+        return target, f"{target}: cannot write the converted checkpoint ({error.strerror}); mend the folder"
+
+
 def _convert(source: Path, target: Path) -> str | None:
-    """Write the universal form of DeepSpeed's folder; what stood in the way, or None."""
+    """Write the universal form of DeepSpeed's folder; a line if the disk has too little room for it."""
     from deepspeed.checkpoint.ds_to_universal import main
 
-    shutil.rmtree(target.parent, ignore_errors=True)
     needed = COPIES * sum(path.stat().st_size for path in source.iterdir())
     free = shutil.disk_usage(source).free
     if free < needed:
@@ -98,10 +115,7 @@ def _convert(source: Path, target: Path) -> str | None:
         strict=True,
         inject_missing_state=True,
     )
-    try:
-        target.mkdir(parents=True)
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            main(settings)
-    except OSError as error:
-        return f"{target.parent}: cannot write the converted checkpoint ({error.strerror}); mend the folder"
+    target.mkdir()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        main(settings)
     return None
