@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
 from longvid_train.console import describe
 from longvid_train.errors import UserError
@@ -26,6 +27,7 @@ from longvid_train.training.ranks.guard import JobFailedError, RankGuard, may_fo
 from longvid_train.training.ranks.job import Job
 from longvid_train.training.ranks.monitor import RankMonitor, Watchdog, dump_stacks, stall_line
 from longvid_train.training.ranks.progress import Phase, Progress
+from longvid_train.training.ranks.start import start_of_job
 from longvid_train.training.save_queue import SaveQueue
 from longvid_train.training.stop_signal import StopRequestedError
 
@@ -98,6 +100,91 @@ def test_files_of_an_earlier_start_do_not_count(tmp_path: Path) -> None:
     assert (board.failure(), board.states(2)) == (None, {})
     assert board.claim(failed(0)), "the old cause makes room"
     assert board.failure() == failed(0)
+
+
+def board_of(run: Path, start: str) -> RankBoard:
+    board = RankBoard(run)
+    board.begin(start)
+    return board
+
+
+def test_a_rank_that_begins_late_keeps_what_others_of_its_start_have_told(tmp_path: Path) -> None:
+    """Rank 1 failed while rank 0 was still importing, by the clock of a disk that is behind."""
+    early = board_of(tmp_path, "a")
+    early.publish(own_state(1))
+    assert early.claim(failed(1))
+    for path in tmp_path.rglob("*.json"):
+        os.utime(path, (LONG_AGO_S, LONG_AGO_S))
+    late = board_of(tmp_path, "a")
+    assert late.failure() == failed(1)
+    assert set(late.states(2)) == {1}
+    assert not late.claim(failed(0))
+
+
+def test_another_start_forgets_however_new_the_files_are(tmp_path: Path) -> None:
+    earlier = board_of(tmp_path, "a")
+    earlier.publish(own_state(1))
+    assert earlier.claim(failed(1))
+    for path in tmp_path.rglob("*.json"):
+        os.utime(path, (time.time() + 3600,) * 2)
+    board = board_of(tmp_path, "b")
+    assert not board.failure_file.exists()
+    assert (board.failure(), board.states(2)) == (None, {})
+    assert board.claim(failed(0))
+    assert (board.failure(), earlier.failure()) == (failed(0), None)
+
+
+def test_processes_that_lightning_starts_know_the_start_from_the_one_that_started_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    cluster = LightningEnvironment()
+    start = start_of_job(cluster, nodes=1, environment={})
+    assert start
+    assert start_of_job(cluster, nodes=1, environment={}) != start
+    assert start_of_job(cluster, nodes=2, environment={"LONGVID_START": start}) == "", "each host has another"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert start_of_job(cluster, nodes=1, environment={"LONGVID_START": start}) == start
+    assert start_of_job(cluster, nodes=1, environment={}) == "", "started by hand"
+
+
+def test_the_start_is_announced_to_children_only_while_the_job_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("LONGVID_LAUNCHER_PID", "LONGVID_START")
+    for name in names:
+        monkeypatch.setenv(name, "of another")
+    job = Job(trainer_of(2))
+    job.announce("a")
+    assert [os.environ[name] for name in names] == [str(os.getpid()), "a"]
+    job.withdraw()
+    assert not [name for name in names if name in os.environ]
+
+
+def test_ranks_of_torchrun_agree_on_the_start_in_its_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    cluster, shared = TorchElasticEnvironment(), {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+    starts = [
+        start_of_job(cluster, nodes=2, environment={**shared, "TORCHELASTIC_RESTART_COUNT": count}) for count in "0011"
+    ]
+    assert starts[0] == starts[1] != starts[2] == starts[3]
+    assert all(starts)
+    assert start_of_job(cluster, nodes=2, environment={}) == "", "its store is not there before rank 0's"
+
+
+def test_ranks_of_slurm_know_the_start_by_the_step_of_the_job() -> None:
+    cluster = object.__new__(SLURMEnvironment)  # its constructor looks at this process
+    step = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
+    variants = [
+        step,
+        {**step, "SLURM_STEP_ID": "1"},
+        {**step, "SLURM_RESTART_COUNT": "1"},
+        {**step, "SLURM_JOB_ID": "8"},
+    ]
+    starts = [start_of_job(cluster, nodes=2, environment=variant) for variant in variants]
+    assert len({*starts}) == 4
+    assert start_of_job(cluster, nodes=2, environment={**step, "SLURM_PROCID": "3"}) == starts[0]
+    assert start_of_job(cluster, nodes=2, environment={"SLURM_JOB_ID": "7"}) == ""
 
 
 def test_a_cause_that_cannot_be_written_is_that_of_the_process(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 A collective cannot tell why a rank does not come; a file can. ``ranks/rank<r>.json`` says where a rank stands, and
 ``failure.json`` is published by the rank that fails first: it can get its name once, so that is the cause, and
-whatever the others run into afterwards follows from it. Files older than the `RankBoard` that reads them are of an
-earlier start.
+whatever the others run into afterwards follows from it. Each file names its start; where the ranks know no name for it,
+files older than the `RankBoard` that reads them are of an earlier one.
 """
 
 import contextlib
@@ -14,11 +14,13 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from longvid_train.files import write_json, write_text
 from longvid_train.training.checkpoint_io import publish
+from longvid_train.training.ranks.start import UNKNOWN
 
 FAILURE_FILE = "failure.json"
 RANKS_FOLDER = "ranks"
@@ -92,6 +94,7 @@ class RankBoard:
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
+        self._start = UNKNOWN
         self._since_s = time.time()
 
     @property
@@ -99,12 +102,18 @@ class RankBoard:
         """Where the cause stands."""
         return self.run_dir / FAILURE_FILE
 
-    def begin(self) -> None:
-        """Count from now, by the clock of the folder's disk (maybe another machine's), and forget the last start."""
+    def begin(self, start: str = UNKNOWN) -> None:
+        """Forget the last start; a failure that another rank of this one has already told stays.
+
+        Args:
+            start: as all ranks of this start know it. Where they do not, what is written from now on counts, by the
+                clock of the folder's disk (maybe another machine's).
+        """
+        self._start = start
         self.run_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self.run_dir) as probe:
             self._since_s = os.fstat(probe.fileno()).st_mtime
-        if not self._is_of_this_start(self.failure_file):
+        if self._of_this_start(self.failure_file) is None:
             self.failure_file.unlink(missing_ok=True)
 
     def claim(self, failure: JobFailure) -> bool:
@@ -114,7 +123,7 @@ class RankBoard:
         """
         temporary = self.failure_file.with_name(f".{FAILURE_FILE}.{failure.told_by}")
         try:
-            write_json(temporary, asdict(failure))
+            write_json(temporary, {"start": self._start, **asdict(failure)})
             publish(temporary, self.failure_file)
         except FileExistsError:
             return False
@@ -128,33 +137,35 @@ class RankBoard:
 
     def failure(self) -> JobFailure | None:
         """The job's cause, if there is one."""
-        if not self._is_of_this_start(self.failure_file):
+        told = self._of_this_start(self.failure_file)
+        if told is None:
             return None
-        failure = JobFailure(**json.loads(self.failure_file.read_text(encoding="utf-8")))
+        failure = JobFailure(**told)
         _tell_launcher(failure)
         return failure
 
     def publish(self, state: RankState) -> None:
         """Say where a rank stands."""
-        write_json(self._state_file(state.rank), asdict(state))
+        write_json(self._state_file(state.rank), {"start": self._start, **asdict(state)})
 
     def states(self, world_size: int) -> dict[int, RankState]:
         """Where the ranks of this start stand, as far as they have said so."""
-        files = {rank: self._state_file(rank) for rank in range(world_size)}
-        return {
-            rank: RankState(**json.loads(path.read_text(encoding="utf-8")))
-            for rank, path in files.items()
-            if self._is_of_this_start(path)
-        }
+        said = {rank: self._of_this_start(self._state_file(rank)) for rank in range(world_size)}
+        return {rank: RankState(**values) for rank, values in said.items() if values is not None}
 
     def _state_file(self, rank: int) -> Path:
         return self.run_dir / RANKS_FOLDER / f"rank{rank}.json"
 
-    def _is_of_this_start(self, path: Path) -> bool:
+    def _of_this_start(self, path: Path) -> dict[str, Any] | None:
+        """What a rank of this start has written to ``path``, if one has."""
         try:
-            return path.stat().st_mtime >= self._since_s
+            written_s = path.stat().st_mtime
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            return False
+            return None
+        start = values.pop("start", UNKNOWN)
+        is_ours = start == self._start if self._start != UNKNOWN else written_s >= self._since_s
+        return values if is_ours else None
 
 
 def own_state(rank: int) -> RankState:

@@ -62,8 +62,9 @@ class RankGuard(Callback):
         """Start to look after the job, before its other processes are launched."""
         job = Job(trainer)
         if trainer.world_size > 1:
-            self.board.begin()
-            job.announce()
+            start = job.start()
+            self.board.begin(start)
+            job.announce(start)
         self._progress = Progress(own_state(trainer.global_rank))
         self.monitor = RankMonitor(job, self.board, self._progress, self.watchdog, save_queue(trainer))
         self.monitor.start()

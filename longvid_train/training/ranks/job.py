@@ -7,6 +7,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from longvid_train.training.ranks.start import START_VARIABLE, start_of_job
+
 LAUNCHER_VARIABLE = "LONGVID_LAUNCHER_PID"
 POLITE_S = 10.0
 """Seconds that the other processes of this host get to end by themselves before they are killed."""
@@ -52,14 +54,20 @@ class Job:
         if self.children and launcher is not None:
             launcher.procs.extend(self.children)
 
-    def announce(self) -> None:
-        """Let the processes that Lightning starts from this one know who started them."""
+    def start(self) -> str:
+        """The start of the job that this rank belongs to, see `start_of_job`."""
+        cluster = self._trainer.strategy.cluster_environment
+        return start_of_job(cluster, nodes=self._trainer.num_nodes, environment=os.environ)
+
+    def announce(self, start: str) -> None:
+        """Let the processes that Lightning starts from this one know who started them, and which start they are of."""
         os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
+        os.environ[START_VARIABLE] = start
 
     def withdraw(self) -> None:
         """Forget the announcement, which the environment would keep for the next run of this process."""
         if os.environ.get(LAUNCHER_VARIABLE) == str(os.getpid()):
-            del os.environ[LAUNCHER_VARIABLE]
+            del os.environ[LAUNCHER_VARIABLE], os.environ[START_VARIABLE]
 
     @property
     def has_living_launcher(self) -> bool:
