@@ -167,12 +167,17 @@ class ManifestLoader(StatefulDataLoader[Any]):
         assert self._at is not None and iterator is not None
         epoch, first = self._at
         for number, batch in enumerate(islice(iterator, len(sampler) - first), start=first + 1):
-            self._at, sampler.start = sampler.behind(Place(epoch, number)), Place(epoch, 0)
+            self._at, sampler.start = self._reached(Place(epoch, number)), Place(epoch, 0)
             yield batch
         if not sampler.is_read_ahead(epoch + 1):
             beyond = next(iterator, None)
             assert beyond is None, "the order has more batches than it says"
-            self._at = None
+
+    def _reached(self, place: Place) -> Place | None:
+        """See ``_at``; told with the last batch, behind which Lightning does not ask for the end of the pass."""
+        behind = self._batch_sampler().behind(place)
+        goes_on = behind.epoch == place.epoch or self._batch_sampler().is_read_ahead(behind.epoch)
+        return behind if goes_on else None
 
     def _checked(self, batches: Iterator[Batch | BatchFailure | None]) -> Iterator[Batch]:
         """Raise failures, and leave out a batch whose rows were all skipped."""

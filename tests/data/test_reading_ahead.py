@@ -3,6 +3,7 @@
 import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -117,6 +118,18 @@ def test_a_resume_from_any_place_gives_what_is_left(make_module: MakeModule, fir
         for epoch in range(stop // BATCHES + 1, 3):
             left += epoch_of(resumed, epoch)
         assert left == whole[stop:], stop
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_pass_whose_end_nobody_asks_for_is_followed_by_a_whole_one(make_module: MakeModule, workers: int) -> None:
+    """Lightning takes as many batches as there are; it validates twice in an epoch here, then in each one."""
+    module = make_module(rows())
+    expected = [epoch_of(loader(module), epoch) for epoch in range(3)]
+    held_out = loader(module, num_workers=workers, epochs=0)
+    for epoch in (0, 0, 1, 2):
+        held_out.sampler.set_epoch(epoch)
+        taken = islice(iter(held_out), BATCHES)
+        assert [tuple(batch["sample_ids"]) for batch in taken] == expected[epoch]
 
 
 def test_a_jump_to_another_epoch_starts_there(make_module: MakeModule) -> None:

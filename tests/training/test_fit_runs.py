@@ -113,6 +113,15 @@ def test_resuming_repeats_the_uninterrupted_run_bit_for_bit(fit_config: FitConfi
             assert torch.equal(value, weights(run)[name]), (done, name)
 
 
+def test_every_epoch_is_validated(fit_config: FitConfig, world: Any, tmp_path: Path) -> None:
+    held_out = world.manifest("every_epoch.jsonl", 2, prefix="val")
+    config = fit_config(data__init_args__train=str(held_out), data__init_args__val=str(held_out), trainer__max_epochs=3)
+    assert fit(config) == 0
+    lines = [line for line in read_metrics(tmp_path / "run") if "val/loss" in line]
+    assert [(line["epoch"], line["step"]) for line in lines] == [(0, 0), (1, 1), (2, 2)]
+    assert lines[0]["val/loss"] > lines[1]["val/loss"] > lines[2]["val/loss"]
+
+
 def test_validate_gives_the_loss_over_all_tokens(
     fit_config: FitConfig, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
