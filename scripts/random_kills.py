@@ -159,7 +159,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=30, help="optimiser steps of the run, of two micro-batches each")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of ranks and moments")
-    parser.add_argument("--asynchronous", action="store_true", help="write checkpoints in the background (ddp)")
+    parser.add_argument("--asynchronous", action="store_true", help="write checkpoints in the background")
     given = parser.parse_args()
     os.environ["DS_ACCELERATOR"] = "cpu"
     given.out.mkdir(parents=True, exist_ok=True)

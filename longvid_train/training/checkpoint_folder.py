@@ -8,18 +8,33 @@ import contextlib
 import io
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.distributed import ProcessGroup
 
 from longvid_train.errors import UserError
 from longvid_train.files import write_json
 from longvid_train.training.agreement import raise_on_all
-from longvid_train.training.checkpoint_io import AtomicCheckpointIO, damage, in_progress, sync_folder
+from longvid_train.training.checkpoint_io import (
+    AtomicCheckpointIO,
+    CheckpointWriteError,
+    damage,
+    in_progress,
+    sync_folder,
+    write_complaint,
+    write_durably,
+)
+from longvid_train.training.save_queue import SaveQueue
 from longvid_train.training.step_split import StepSplit
 from longvid_train.training.universal_checkpoint import load_universal
+
+if TYPE_CHECKING:
+    from longvid_train.training.engine_files import EngineFiles
 
 INDEX_FILE = "index.json"
 TAG = "checkpoint"
@@ -71,7 +86,15 @@ class FolderIndex:
 
 
 def save_engine(
-    engine: Any, state: dict[str, Any], target: Path, *, start: int, stage: int, split: StepSplit | None
+    engine: Any,
+    state: dict[str, Any],
+    target: Path,
+    *,
+    start: int,
+    stage: int,
+    split: StepSplit | None,
+    queue: SaveQueue,
+    writers: ProcessGroup | None,
 ) -> None:
     """Write the state of a DeepSpeed engine to the new folder ``target``; all ranks call it.
 
@@ -82,33 +105,75 @@ def save_engine(
         start: which start of the run writes.
         stage: of ZeRO.
         split: how the run divides its optimiser steps.
+        queue: of this rank; where it works in the background, it is given a snapshot, and never more than one.
+        writers: over which the ranks' queues agree; None is the default group, for queues in the foreground.
 
     Raises:
-        CheckpointWriteError: on all ranks, if the disk has too little room.
-        FileExistsError: ``target`` exists already.
+        CheckpointWriteError: on all ranks, if ``target`` exists already or the disk has too little room. That a file
+            of one of them could not be written is raised by ``queue``, on all ranks too.
     """
+    from longvid_train.training.engine_files import handed_over
+
+    queue.wait()
     first = torch.distributed.get_rank() == 0
     temporary = in_progress(target)
     trained = trained_shapes(engine.module)
     raise_on_all(_obstacle(target, temporary, trained) if first else None)
-    engine.save_checkpoint(str(temporary), tag=TAG, client_state=state, exclude_frozen_parameters=True)
-    if first:
-        files = {str(path.relative_to(temporary)): path.stat().st_size for path in _files(temporary)}
-        index = FolderIndex(
-            start=start,
-            step=int(state["global_step"]),
-            zero_stage=stage,
-            processes=torch.distributed.get_world_size(),
-            trained=trained,
-            files=files,
-            split=split,
-        )
-        write_json(temporary / INDEX_FILE, asdict(index))
-        for path in (*_files(temporary), temporary / TAG, temporary):
-            sync_folder(path)
-        temporary.rename(target)
-        sync_folder(target.parent)
-    torch.distributed.barrier()
+    with handed_over(engine, copied=queue.background) as files:
+        engine.save_checkpoint(str(temporary), tag=TAG, client_state=state, exclude_frozen_parameters=True)
+    index = FolderIndex(
+        start=start,
+        step=int(state["global_step"]),
+        zero_stage=stage,
+        processes=torch.distributed.get_world_size(),
+        trained=trained,
+        files={},
+        split=split,
+    )
+    queue.run(partial(_write_together, files, target, index if first else None, writers), creates=target)
+
+
+def _write_together(
+    files: "EngineFiles", target: Path, index: FolderIndex | None, writers: ProcessGroup | None
+) -> None:
+    """Write this rank's files; when all ranks' are on disk, the one that has the index publishes the folder.
+
+    Raises:
+        CheckpointWriteError: on all ranks, if one could not write.
+    """
+    try:
+        raise_on_all(_failure(target, partial(_write_files, files)), writers)
+        publishing = None if index is None else partial(_publish, target, index)
+        raise_on_all(None if publishing is None else _failure(target, publishing), writers)
+    except CheckpointWriteError:
+        if index is not None:
+            shutil.rmtree(in_progress(target), ignore_errors=True)
+        raise
+
+
+def _failure(target: Path, work: Callable[[], None]) -> str | None:
+    """Why ``work`` could not write to the disk, or None if it has."""
+    try:
+        work()
+    except (OSError, RuntimeError) as error:
+        return write_complaint(target, error)
+    return None
+
+
+def _write_files(files: "EngineFiles") -> None:
+    for path, state in files:
+        write_durably(state, path)
+
+
+def _publish(target: Path, index: FolderIndex) -> None:
+    """Give the folder, whose files are all on disk, its index and its name."""
+    temporary = in_progress(target)
+    files = {str(path.relative_to(temporary)): path.stat().st_size for path in _files(temporary)}
+    write_json(temporary / INDEX_FILE, asdict(replace(index, files=files)))
+    for path in (*_files(temporary), temporary / TAG, temporary):
+        sync_folder(path)
+    temporary.rename(target)
+    sync_folder(target.parent)
 
 
 def load_engine(engine: Any, source: Path, *, stage: int) -> dict[str, Any]:

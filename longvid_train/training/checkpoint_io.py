@@ -70,19 +70,38 @@ def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         check_space(target.parent, tensor_bytes(checkpoint))
-        with temporary.open("wb") as stream:
-            torch.save(checkpoint, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
+        write_durably(checkpoint, temporary)
         publish(temporary, target)
     except (OSError, RuntimeError) as error:
-        # torch reports a failed write as a RuntimeError that hides the operating system's own.
-        cause = next((link for link in _chain(error) if isinstance(link, OSError)), None)
-        if cause is None or isinstance(cause, FileExistsError):
-            raise
-        raise CheckpointWriteError(_complaint(target, cause)) from error
+        raise CheckpointWriteError(write_complaint(target, error)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_durably(state: dict[str, Any], path: Path) -> None:
+    """Write ``state`` to the file ``path`` and force its bytes to disk."""
+    with path.open("wb") as stream:
+        torch.save(state, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def write_complaint(target: Path, error: OSError | RuntimeError) -> str:
+    """What to tell of a checkpoint that could not be written because the disk or the folder did not take it.
+
+    Raises:
+        OSError, RuntimeError: ``error`` itself, if it has another cause or says that the name is taken.
+    """
+    # torch reports a failed write as a RuntimeError that hides the operating system's own.
+    cause = next((link for link in _chain(error) if isinstance(link, OSError)), None)
+    if cause is None or isinstance(cause, FileExistsError):
+        raise error
+    reason = cause.strerror or str(cause)
+    remedy = "make room, or choose a --run_dir on another disk" if cause.errno in _FULL else "mend the folder"
+    return (
+        f"{target}: cannot write the checkpoint ({reason}); {remedy}, and continue with --ckpt_path last "
+        "(earlier checkpoints are whole)"
+    )
 
 
 def save_queue(trainer: pl.Trainer) -> SaveQueue:
@@ -192,15 +211,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     while link is not None:
         yield link
         link = link.__cause__ or link.__context__
-
-
-def _complaint(target: Path, error: OSError) -> str:
-    reason = error.strerror or str(error)
-    remedy = "make room, or choose a --run_dir on another disk" if error.errno in _FULL else "mend the folder"
-    return (
-        f"{target}: cannot write the checkpoint ({reason}); {remedy}, and continue with --ckpt_path last "
-        "(earlier checkpoints are whole)"
-    )
 
 
 def _size(count: int) -> str:

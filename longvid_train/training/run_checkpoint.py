@@ -25,18 +25,12 @@ from longvid_train.training.nan_guard import NonFiniteError, check_finite_state
 from longvid_train.training.notices import notice
 from longvid_train.training.record import RECORD_FILE
 from longvid_train.training.stop_signal import StopRequestedError
-from longvid_train.training.strategies.zero import ZeroStrategy
 from longvid_train.training.strategies.zero_weights import full_size
 
 LAST_NAME = "last-{step}"
 LAST_PATTERN = "last-*.ckpt"
 ADAM_MOMENTS = 2
 """Tensors AdamW keeps for each trained one; frozen weights are not in checkpoints."""
-
-NOT_UNDER_ZERO = (
-    "checkpoint.asynchronous is true under ZeroStrategy, whose folders DeepSpeed writes: its own background writer "
-    "drops a checkpoint in silence when its process has died; set checkpoint.asynchronous to false"
-)
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -50,8 +44,8 @@ class RunCheckpoint(ModelCheckpoint):
         keep_last: how many ``last-step=<n>.ckpt`` to keep: 2, so that a damaged newest one does not end the run; -1
             keeps all.
         asynchronous: write in a background thread while training goes on. Training then waits for a copy in the host's
-            memory, as large as the checkpoint, and for the checkpoint before if that is not on disk yet. A write that
-            failed ends the run between two steps.
+            memory, as large as the checkpoint (under ZeRO on each rank its part), and for the checkpoint before if that
+            is not on disk yet. A write that failed ends the run between two steps.
         **options: those of ``ModelCheckpoint``.
     """
 
@@ -69,14 +63,8 @@ class RunCheckpoint(ModelCheckpoint):
         return Path(str(self.dirpath))
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Choose how files are written.
-
-        Raises:
-            UserError: asynchronous saving under ZeRO.
-        """
+        """Choose how files are written."""
         super().setup(trainer, pl_module, stage)
-        if self.asynchronous and isinstance(trainer.strategy, ZeroStrategy):
-            raise UserError(NOT_UNDER_ZERO)
         save_queue(trainer).background = self.asynchronous
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

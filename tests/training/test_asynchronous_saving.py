@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import threading
@@ -314,18 +313,3 @@ def test_a_run_ended_during_a_background_write_continues_to_the_same_bits(
     left, right = (load_file(one / "model" / "model.safetensors") for one in (whole, run))
     assert [weight for weight in left if not torch.equal(left[weight], right[weight])] == []
     assert not list((run / "checkpoints").glob(".*"))
-
-
-def test_zero_refuses_it_in_one_line(
-    fit_config: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from longvid_train.training.strategies.zero import ZeroStrategy
-
-    config = fit_config(checkpoint={"asynchronous": True})
-    monkeypatch.setattr(ZeroStrategy, "setup_environment", lambda self: None)
-    zero = Path(__file__).parents[2] / "configs" / "deepspeed" / "zero2.yaml"
-    capsys.readouterr()
-    assert cli.main(["fit", "--config", str(config), "--config", str(zero), "--run_dir", str(tmp_path / "run")]) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("longvid: ")]
-    assert "checkpoint.asynchronous is true under ZeroStrategy" in line
-    shutil.rmtree(tmp_path / "run", ignore_errors=True)

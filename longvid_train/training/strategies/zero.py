@@ -31,10 +31,12 @@ from pytorch_lightning.plugins import Precision
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import nn
+from torch.distributed import ProcessGroup
 
 from longvid_train.errors import UserError
 from longvid_train.training.checkpoint import restore_frozen
 from longvid_train.training.checkpoint_folder import FolderIndex, load_engine, read_index, save_engine
+from longvid_train.training.checkpoint_io import save_queue
 from longvid_train.training.last_checkpoint import ORIGIN_KEY
 from longvid_train.training.notices import notice
 from longvid_train.training.step_split import StepSplit, check_same_rows, coming_split, resplit, split_of
@@ -97,6 +99,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         self._reading: ExitStack | None = None
         self.continued_from: Path | None = None
         self._splits: tuple[StepSplit, StepSplit] | None = None
+        self._writer_group: ProcessGroup | None = None
 
     @property
     def trains(self) -> bool:
@@ -285,7 +288,15 @@ class ZeroStrategy(DeepSpeedStrategy):
             start=start,
             stage=self.stage,
             split=split_of(trainer.train_dataloader, trainer),
+            queue=save_queue(trainer),
+            writers=self._writers(),
         )
+
+    def _writers(self) -> ProcessGroup | None:
+        """Over what the ranks' threads that write checkpoints agree; None where the thread that trains writes them."""
+        if self._writer_group is None and save_queue(self.lightning_module.trainer).background:
+            self._writer_group = torch.distributed.new_group(backend="gloo", timeout=self._timeout)
+        return self._writer_group
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Restore weights and optimiser from a checkpoint folder and return the rest; without training, read weights.
