@@ -79,7 +79,7 @@ RECIPES: dict[tuple[str, str], StageRecipe] = {
     ),
     ("onevision", "align"): StageRecipe(
         clips=ClipRecipe(
-            steps=600,
+            steps=1800,
             clips=16,
             fewest_frames=8,
             first_most_frames=8,
@@ -103,6 +103,7 @@ RECIPES: dict[tuple[str, str], StageRecipe] = {
             seed=3,
         ),
         rate=Rate(peak=5e-4, decay_from=0.2),
+        frame_words=0.3,
     ),
     ("video_llava", "language"): StageRecipe(
         clips=ClipRecipe(
@@ -157,6 +158,7 @@ RECIPES: dict[tuple[str, str], StageRecipe] = {
             seed=7,
         ),
         rate=Rate(peak=5e-4, warmup_steps=30, decay_from=0.1),
+        frame_words=0.3,
     ),
     ("video_llava", "polish"): StageRecipe(
         clips=ClipRecipe(
@@ -174,7 +176,7 @@ RECIPES: dict[tuple[str, str], StageRecipe] = {
     ),
     ("onevision", "finish"): StageRecipe(
         clips=ClipRecipe(
-            steps=420,
+            steps=600,
             clips=32,
             fewest_frames=7,
             first_most_frames=8,
