@@ -1,6 +1,7 @@
 """LightningCLI of this project: Lightning's conventions, plus a run folder that is never overwritten by accident."""
 
 import os
+import pkgutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from longvid_train.errors import UserError
 from longvid_train.training.answers import AnswerAccuracy
@@ -105,6 +107,7 @@ class RunCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Check launcher, run folder and checkpoint before all is built; ``last`` becomes the newest whole file."""
         settings = self.config[self._only]
+        check_accumulation_count(settings["trainer"]["accumulate_grad_batches"])
         check_launcher(os.environ, settings["trainer"])
         run_dir, checkpoint = Path(settings["run_dir"]), settings.get("ckpt_path")
         if checkpoint:
@@ -118,9 +121,12 @@ class RunCLI(LightningCLI):
             check_fresh(run_dir)
 
     def instantiate_classes(self) -> None:
-        """Build the classes; a ``UserError`` of a constructor comes out as it is, not wrapped by jsonargparse."""
+        """Build the classes; a ``UserError`` of a constructor comes out as it is, not wrapped by jsonargparse, and what
+        Lightning says of its own settings as one."""
         try:
             super().instantiate_classes()
+        except MisconfigurationException as error:
+            raise UserError(_of_lightning(error)) from error
         except ValueError as error:
             mistake: BaseException | None = error
             while mistake is not None and not isinstance(mistake, UserError):
@@ -148,9 +154,18 @@ class RunCLI(LightningCLI):
             extra.append(LineProgress(settings["log_interval_s"]))
         kwargs["callbacks"] = [*extra, *_listed(self.config_init[self._only]["trainer"]["callbacks"])]
         kwargs["plugins"] = [*_listed(self.config_init[self._only]["trainer"]["plugins"]), RunCheckpointIO()]
-        trainer: pl.Trainer = super().instantiate_trainer(**kwargs)
+        trainer = self._lightning_trainer(**kwargs)
         if settings.get("ckpt_path") and isinstance(trainer.strategy, ZeroStrategy):
             trainer.strategy.continued_from = Path(settings["ckpt_path"])
+        return trainer
+
+    def _lightning_trainer(self, **kwargs: Any) -> pl.Trainer:
+        try:
+            trainer: pl.Trainer = super().instantiate_trainer(**kwargs)
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(_of_lightning(error)) from error
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -173,11 +188,25 @@ def _guards(run_dir: Path, watchdog: Watchdog) -> list[Callback]:
     return [guard, Throughput(), StopOnSigterm(), StepBoundary(), ExportModel(run_dir), ShortenedRows(), FinishedRun()]
 
 
+def _of_lightning(error: Exception) -> str:
+    return f"{error} (check the keys of trainer and checkpoint; 'longvid fit --help' lists them)"
+
+
 def _listed(value: Any) -> list[Any]:
     """A config's list, single value or nothing as a list."""
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def check_accumulation_count(micro_batches: int | None) -> None:
+    """Refuse optimiser steps of no micro-batch.
+
+    Raises:
+        UserError: ``trainer.accumulate_grad_batches`` is less than 1.
+    """
+    if micro_batches is not None and micro_batches < 1:
+        raise UserError(f"trainer.accumulate_grad_batches is {micro_batches}; it must be at least 1")
 
 
 def check_fresh(run_dir: Path) -> None:
@@ -217,9 +246,10 @@ def find_checkpoint(run_dir: Path, checkpoint: str) -> Path:
 
 def zero_stage(strategy: Any) -> int | None:
     """The stage of ZeRO that a config's ``trainer.strategy`` names; None for another strategy."""
-    if isinstance(strategy, str) or strategy["class_path"] != f"{ZeroStrategy.__module__}.{ZeroStrategy.__qualname__}":
+    if isinstance(strategy, str):
         return None
-    return int(strategy["init_args"]["stage"])
+    zero = issubclass(pkgutil.resolve_name(strategy["class_path"]), ZeroStrategy)
+    return int(strategy["init_args"]["stage"]) if zero else None
 
 
 def _checkpoint_folder(run_dir: str | None) -> str | None:

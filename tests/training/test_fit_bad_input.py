@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from longvid_train import cli
+from longvid_train.training.tracking import read_metrics
 
 FitConfig = Callable[..., Path]
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -48,6 +49,10 @@ def complaint(config: Path, capsys: pytest.CaptureFixture[str], *words: str) -> 
         ({"model__class_path": "longvid_train.training.module.Nope"}, [], "Nope"),
         ({"model__init_args__stage": {"name": "s", "trainable": ["contxt_attention"]}}, [], "'context_attention'?"),
         ({"trainer__accumulate_grad_batches": 9}, [], "fewer than accumulate_grad_batches = 9"),
+        ({"trainer__accumulate_grad_batches": 0}, [], "trainer.accumulate_grad_batches is 0; it must be at least 1"),
+        ({"trainer__strategy": "deepspeed_stage_9"}, [], "invalid strategy name: `strategy='deepspeed_stage_9'`"),
+        ({"trainer__devices": 0}, [], "value is not a valid input using cpu accelerator. (check the keys of trainer"),
+        ({"checkpoint": {"every_n_train_steps": -3}}, [], "every_n_train_steps=-3. Must be >= 0 (check the keys of"),
         ({"data__init_args__train": "missing.jsonl"}, [], "missing.jsonl"),
         ({"model__init_args__model": "missing_folder"}, [], "missing_folder"),
         ({}, ["--ckpt_path", "last"], "holds no checkpoint"),
@@ -64,6 +69,24 @@ def test_mistakes_in_a_config(
 ) -> None:
     assert expected in complaint(fit_config(**changes), capsys, *words)
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_refused_commands_leave_nothing_in_the_way_of_the_right_one(
+    fit_config: FitConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused by the data and, with the record of the start already written, by the model."""
+    config, run = fit_config(), tmp_path / "run"
+    complaint(config, capsys, "--data.loading.global_batch_size", "5")
+    complaint(config, capsys, "--model.stage.trainable", "[contxt_attention]")
+    assert (run / "run.json").exists()
+    assert cli.main(["fit", "--config", str(config)]) == 0
+    assert [line["step"] for line in read_metrics(run) if "train/loss" in line] == [*range(6)]
+    *refused, last = json.loads((run / "run.json").read_text())["starts"]
+    assert ["finished_at" in start for start in (*refused, last)] == [False, True]
+    assert (run / "model" / "model.safetensors").exists()
+    assert (
+        yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"]["loading"]["global_batch_size"] is None
+    )
 
 
 def test_no_config_at_all(capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,8 +147,6 @@ def test_an_unreadable_video_loses_no_step(
 ) -> None:
     """The run stops with a line that names file and sample; with the file mended it continues to the same weights."""
     from safetensors.torch import load_file
-
-    from longvid_train.training.tracking import read_metrics
 
     folder = tmp_path / "videos"
     shutil.copytree(world.folder, folder)
