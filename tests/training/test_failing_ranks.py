@@ -158,7 +158,7 @@ def cluster(tmp_path: Path) -> Path:
         "shift\n"
         "pids=()\n"
         "for task in 0 1; do\n"
-        '  SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NODEID=0 SLURM_NTASKS=2 SLURM_STEP_ID=0 "$@" &\n'
+        '  SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NODEID=0 SLURM_NTASKS=2 SLURM_STEP_ID=$$ "$@" &\n'
         "  pids+=($!)\n"
         "done\n"
         'if [[ ! -e "$RUN_DIR/told" ]]; then\n'

@@ -27,7 +27,7 @@ from longvid_train.training.ranks.guard import JobFailedError, RankGuard, may_fo
 from longvid_train.training.ranks.job import Job
 from longvid_train.training.ranks.monitor import RankMonitor, Watchdog, dump_stacks, stall_line
 from longvid_train.training.ranks.progress import Phase, Progress
-from longvid_train.training.ranks.start import start_of_job
+from longvid_train.training.ranks.start import STEP_OF_SLURM, start_of_job
 from longvid_train.training.save_queue import SaveQueue
 from longvid_train.training.stop_signal import StopRequestedError
 
@@ -172,17 +172,14 @@ def test_ranks_of_torchrun_agree_on_the_start_in_its_store(monkeypatch: pytest.M
     assert start_of_job(cluster, nodes=2, environment={}) == "", "its store is not there before rank 0's"
 
 
+CHANGES = [{name: "8"} for name in STEP_OF_SLURM]
+
+
 def test_ranks_of_slurm_know_the_start_by_the_step_of_the_job() -> None:
     cluster = object.__new__(SLURMEnvironment)  # its constructor looks at this process
-    step = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
-    variants = [
-        step,
-        {**step, "SLURM_STEP_ID": "1"},
-        {**step, "SLURM_RESTART_COUNT": "1"},
-        {**step, "SLURM_JOB_ID": "8"},
-    ]
-    starts = [start_of_job(cluster, nodes=2, environment=variant) for variant in variants]
-    assert len({*starts}) == 4
+    step = {name: "7" for name in STEP_OF_SLURM if name != "SLURM_RESTART_COUNT"}
+    starts = [start_of_job(cluster, nodes=2, environment={**step, **change}) for change in ({}, *CHANGES)]
+    assert len({*starts}) == 1 + len(CHANGES)
     assert start_of_job(cluster, nodes=2, environment={**step, "SLURM_PROCID": "3"}) == starts[0]
     assert start_of_job(cluster, nodes=2, environment={"SLURM_JOB_ID": "7"}) == ""
 

@@ -17,6 +17,14 @@ START_VARIABLE = "LONGVID_START"
 """The start of the processes that Lightning starts from this one."""
 UNKNOWN = ""
 """The start where the ranks share nothing yet: several hosts, or processes, that no launcher knows together."""
+STEP_OF_SLURM = (
+    "SLURM_JOB_ID",
+    "SLURM_STEP_ID",
+    "SLURM_RESTART_COUNT",
+    "SLURM_JOB_START_TIME",
+    "SLURM_STEP_LAUNCHER_PORT",
+)
+"""The same for all tasks of an ``srun``; the last three, as far as a version of SLURM sets them, not for two."""
 STORE_TIMEOUT = timedelta(seconds=60)
 
 
@@ -49,8 +57,8 @@ def _of_torchrun(cluster: ClusterEnvironment, environment: Mapping[str, str]) ->
 
 
 def _of_slurm(environment: Mapping[str, str]) -> str:
-    """The step of the job; a job that goes back to the queue keeps its number."""
-    job, step = environment.get("SLURM_JOB_ID"), environment.get("SLURM_STEP_ID")
-    if not job or not step:
+    """The step of the job, and what ``srun`` tells its tasks alone; a job that goes back to the queue keeps its number
+    and counts its steps anew."""
+    if not environment.get("SLURM_JOB_ID") or not environment.get("SLURM_STEP_ID"):
         return UNKNOWN
-    return f"{job}.{step} requeued {environment.get('SLURM_RESTART_COUNT', '0')}"
+    return " ".join(f"{name}={environment[name]}" for name in STEP_OF_SLURM if name in environment)
