@@ -1,12 +1,11 @@
 """A function over many items in several processes: results in order, few items waiting, the caller's memory bounded."""
 
-import multiprocessing
-import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from typing import Any, TypeVar
+
+from longvid_train.pool import worker_pool
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,28 +31,10 @@ def in_order(
         yield from map(function, items)
         return
     waiting: deque[Future[Result]] = deque()
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, spawn, initializer=_start, initargs=(setup, setup_arguments)) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) >= processes * _AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
+    with worker_pool(processes, setup, setup_arguments) as pool:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= processes * _AHEAD:
                 yield waiting.popleft().result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _start(setup: Callable[..., None] | None, setup_arguments: tuple[Any, ...]) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    if setup is not None:
-        setup(*setup_arguments)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,11 +1,10 @@
 """Building a world on disk: manifests and subtitles first, then every video and image, over several processes."""
 
 import json
-import multiprocessing
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from PIL import Image
 
 from longvid_train.errors import UserError
 from longvid_train.files import atomic_path, write_json, write_text
+from longvid_train.pool import worker_pool
 from longvid_train.world.encode import write_mp4
 from longvid_train.world.plan import RECORD_NAME, Job, Plan, make_plan
 from longvid_train.world.render import render_frame
@@ -118,14 +118,9 @@ def _render_all(jobs: list[Job], out: Path, workers: int) -> Iterator[None]:
             render_job(job, out)
             yield
         return
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn")) as pool:
-        pending = [pool.submit(render_job, job, out) for job in jobs]
-        try:
-            for finished in as_completed(pending):
-                yield finished.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with worker_pool(min(workers, len(jobs))) as pool:
+        for finished in as_completed([pool.submit(render_job, job, out) for job in jobs]):
+            yield finished.result()
 
 
 def render_job(job: Job, out: Path) -> None:

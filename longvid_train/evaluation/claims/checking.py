@@ -6,9 +6,8 @@ nano models are too small for more.
 
 import sys
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -29,6 +28,7 @@ from longvid_train.models.backbones import BackboneProcessor, load_backbone
 from longvid_train.models.backbones.adapted import load_adapted_backbone, read_backbone_adapter
 from longvid_train.models.backbones.load import AnyBackbone
 from longvid_train.models.fingerprint import fingerprint
+from longvid_train.pool import worker_pool
 
 NANO_LLAMA_VID = "nano_llama_vid"
 
@@ -70,14 +70,12 @@ def check_claims(claims: Sequence[AnyClaim], settings: Settings, *, processes: i
     if processes <= 1:
         return [check_claim(claim, settings) for claim in claims]
     found: dict[str, Finding] = {}
-    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with worker_pool(processes, torch.set_num_threads, (1,)) as pool:
         longest_first = sorted(claims, key=lambda claim: claim.cpu_s, reverse=True)
         futures: dict[Future[Finding], str] = {
             pool.submit(_check_named, claim.name, settings): claim.name for claim in longest_first
         }
         for future in as_completed(futures):
-            if future.exception() is not None:
-                pool.shutdown(cancel_futures=True)
             found[futures[future]] = future.result()
             print(f"{futures[future]}: done, {len(found)} of {len(claims)} claims", file=sys.stderr, flush=True)
     return [found[claim.name] for claim in claims]
