@@ -156,7 +156,7 @@ class SupervisedTraining(pl.LightningModule, ABC):
             if isinstance(self.trainer.strategy, SequenceZeroStrategy):
                 config = skeleton.get_decoder().config
                 size = self.trainer.strategy.sequence_parallel_size
-                check_sequence_parallel(size, config, self.trainer.datamodule.loading)
+                check_sequence_parallel(size, config)
             batches = len(self.trainer.datamodule.train_dataloader())
             limit = self.trainer.limit_train_batches
             batches = (
@@ -292,10 +292,15 @@ class SupervisedTraining(pl.LightningModule, ABC):
         return shard_of(self.trainer.strategy)
 
     def _shard_loss(
-        self, shard: SequenceShard, embeds: torch.Tensor, labels: torch.Tensor
+        self,
+        shard: SequenceShard,
+        embeds: torch.Tensor,
+        labels: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss over this rank's part of rows with their visual tokens in place; see `shard_loss_sum`."""
-        return shard_loss_sum(shard, self.model.get_decoder(), self.model.get_output_embeddings(), embeds, labels)
+        decoder, lm_head = self.model.get_decoder(), self.model.get_output_embeddings()
+        return shard_loss_sum(shard, decoder, lm_head, embeds, labels, position_ids)
 
     def _evaluation_step(self, name: str, batch: Batch) -> None:
         loss, tokens = self._summed_loss(batch)

@@ -100,8 +100,9 @@ class LlamaVidTraining(SupervisedTraining):
             return loss
         if "pixel_values" in visual and not trains(self.model.vision_tower):
             visual["visual_features"] = shard.gathered(self.model.encode_frames, visual.pop("pixel_values"))
-        embeds = self.model.multimodal_embeddings(batch["text"]["input_ids"], **visual)
-        return self._shard_loss(shard, embeds, batch["text"]["labels"])
+        text = batch["text"]
+        embeds = self.model.multimodal_embeddings(text["input_ids"], **visual)
+        return self._shard_loss(shard, embeds, text["labels"], text.get("position_ids"))
 
     def blank_visual_zero(self) -> torch.Tensor:
         """See `SupervisedTraining`: one black frame, guided by one token."""

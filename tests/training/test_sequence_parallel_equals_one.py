@@ -68,6 +68,7 @@ def whole_sequences(film_config: Path) -> Path:
 
 
 SIZE = "--trainer.strategy.init_args.sequence_parallel_size"
+PACKED = ["--data.loading.packing=true"]
 TILES = ["--model.init_args.activations.mlp_tile_tokens=7", "--model.init_args.activations.offload=true"]
 
 
@@ -81,6 +82,7 @@ TILES = ["--model.init_args.activations.mlp_tile_tokens=7", "--model.init_args.a
         pytest.param("sequence_parallel_zero3", 2, 1, [], id="zero3"),
         pytest.param("sequence_parallel_zero2", 4, 2, [], id="two groups"),
         pytest.param("sequence_parallel_zero1", 4, 2, [f"{SIZE}=4"], id="fewer key-value heads than parts"),
+        pytest.param("sequence_parallel_zero2", 2, 4, PACKED, id="zero2 with packed rows"),
         pytest.param("sequence_parallel_zero2", 2, 1, TILES, id="zero2 with tiles"),
         pytest.param("zero3", 2, 1, TILES, id="whole sequences of unequal lengths with tiles under zero3"),
     ],

@@ -13,24 +13,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import nn
+from transformers import LlamaConfig, LlamaModel
 
 from longvid_train import cli
-from longvid_train.data.loading import LoadingOptions
 from longvid_train.errors import UserError
 from longvid_train.models.supervised_loss import supervised_loss_sum
+from longvid_train.training.cli import zero_stage
 from longvid_train.training.strategies.sequence import (
     SequenceZeroStrategy,
     check_sequence_parallel,
     counts_rows,
     shard_of,
 )
-from longvid_train.training.strategies.sequence_shard import SequenceShard, next_tokens, shard_loss_sum
+from longvid_train.training.strategies.sequence_shard import SequenceShard, next_tokens, packed_mask, shard_loss_sum
 from longvid_train.types import IGNORE_INDEX
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "deepspeed"
 CONFIG = CONFIGS / "sequence_parallel_zero2.yaml"
-LOADING = LoadingOptions()
 
 
 def shards(size: int) -> list[SequenceShard]:
@@ -48,11 +49,14 @@ def test_parts_are_equal_and_joined_they_are_the_sequence_and_padding(size: int,
     assert joined.shape[1] - length < size, "no part is larger than it must be"
 
 
-@given(size=st.integers(2, 9), rows=st.integers(1, 3), length=st.integers(1, 40))
-def test_positions_of_the_parts_count_on_from_one_to_the_next(size: int, rows: int, length: int) -> None:
-    parts = [shard.positions(rows, length, torch.device("cpu")) for shard in shards(size)]
-    joined = torch.cat(parts, dim=1)
-    assert torch.equal(joined, torch.arange(-(-length // size) * size).expand(rows, -1))
+@given(size=st.integers(2, 9), samples=st.lists(st.integers(1, 12), min_size=1, max_size=4))
+def test_positions_are_counted_on_behind_the_last_sample_until_parts_are_equal(size: int, samples: list[int]) -> None:
+    own = [place for sample in samples for place in range(sample)]
+    for shard in shards(size):
+        (positions,) = shard.continued(torch.tensor([own])).tolist()
+        assert positions[: len(own)] == own
+        assert positions[len(own) :] == list(range(samples[-1], samples[-1] + len(positions) - len(own)))
+        assert len(positions) == -(-len(own) // size) * size
 
 
 def test_the_target_of_a_place_is_the_label_of_the_next() -> None:
@@ -67,8 +71,15 @@ class _Tokenwise(nn.Module):
         super().__init__()
         self.mix = nn.Linear(4, 4)
 
-    def forward(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        position_ids: torch.Tensor,
+        use_cache: bool,
+        attention_mask: torch.Tensor | None = None,
+    ) -> SimpleNamespace:
         assert not use_cache
+        assert attention_mask is None
         return SimpleNamespace(last_hidden_state=self.mix(inputs_embeds) * (1 + position_ids[..., None]))
 
 
@@ -94,6 +105,37 @@ class _Launched(LightningEnvironment):
         self._global_rank, self._world_size = rank, processes
 
 
+@pytest.fixture(scope="module")
+def decoder() -> LlamaModel:
+    """A language model in float64, with transformers' SDPA."""
+    config = LlamaConfig(vocab_size=7, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        return LlamaModel(config).double().eval()
+
+
+@given(samples=st.lists(st.integers(1, 6), min_size=1, max_size=4), size=st.integers(2, 5))
+def test_samples_of_a_packed_row_see_themselves_alone(decoder: LlamaModel, samples: list[int], size: int) -> None:
+    """Also the last one, behind which stands what makes equal parts."""
+    shard = SequenceShard(rank=0, size=size)
+    positions = shard.continued(torch.tensor([[place for sample in samples for place in range(sample)]]))
+    embeds = torch.randn(*positions.shape, 8, dtype=torch.float64)
+    mask = packed_mask(decoder, positions, embeds.dtype)
+    assert (mask is None) == (len(samples) == 1), "one sample needs no mask of S x S"
+    start = 0
+    with torch.no_grad():
+        packed = decoder(inputs_embeds=embeds, attention_mask=mask, position_ids=positions).last_hidden_state
+        for sample in samples:
+            alone = decoder(inputs_embeds=embeds[:, start : start + sample]).last_hidden_state
+            torch.testing.assert_close(packed[:, start : start + sample], alone)
+            start += sample
+
+
+def test_flash_attention_tells_samples_apart_by_their_positions() -> None:
+    decoder = SimpleNamespace(config=SimpleNamespace(_attn_implementation="flash_attention_2"))
+    assert packed_mask(decoder, torch.tensor([[0, 1, 0, 1]]), torch.float32) is None
+
+
 def test_ranks_of_one_group_read_the_same_rows_and_one_of_them_counts_them() -> None:
     strategy = SequenceZeroStrategy(stage=2, sequence_parallel_size=2)
     shares, counted = [], []
@@ -109,12 +151,23 @@ def test_ranks_of_one_group_read_the_same_rows_and_one_of_them_counts_them() -> 
     assert shard_of(strategy) is None, "outside of a training step sequences are whole"
 
 
+def test_commands_that_do_not_train_give_each_rank_rows_of_its_own() -> None:
+    strategy = SequenceZeroStrategy(stage=2, sequence_parallel_size=2)
+    strategy.cluster_environment = _Launched(3, 6)
+    for command, share in ((TrainerFn.FITTING, (1, 3)), (TrainerFn.VALIDATING, (3, 6))):
+        module: Any = SimpleNamespace(trainer=SimpleNamespace(state=SimpleNamespace(fn=command)))
+        strategy.connect(module)
+        assert tuple(strategy.distributed_sampler_kwargs[name] for name in ("rank", "num_replicas")) == share
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_an_overlay_changes_the_strategy_alone(stage: int) -> None:
     settings = yaml.safe_load((CONFIGS / f"sequence_parallel_zero{stage}.yaml").read_text())
     (strategy,) = settings.pop("trainer").values()
     assert settings == {}
     assert strategy["class_path"] == f"{SequenceZeroStrategy.__module__}.{SequenceZeroStrategy.__name__}"
+    assert zero_stage(strategy) == stage, "its checkpoints are continued as ZeRO's"
+    assert zero_stage({**strategy, "class_path": "pytorch_lightning.strategies.DDPStrategy"}) is None
     built = SequenceZeroStrategy(**strategy["init_args"])
     assert (built.stage, built.sequence_parallel_size) == (stage, 2)
     assert isinstance(built.config, dict)
@@ -127,26 +180,23 @@ def config_of(**changes: Any) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize(
-    ("size", "config", "loading", "message"),
+    ("size", "config", "message"),
     [
-        (3, config_of(), LOADING, r"size 3: .* 8 attention heads \(2 key-value heads\).*use one of 2, 4, 8$"),
-        (4, config_of(num_attention_heads=12, num_key_value_heads=6), LOADING, "use one of 2, 3, 6, 12"),
-        (2, config_of(layer_types=["full_attention", "sliding_attention"]), LOADING, "layers of sliding_attention"),
-        (2, config_of(rope_parameters={"rope_type": "longrope"}), LOADING, "positions of type 'longrope'"),
-        (2, config_of(), LoadingOptions(packing=True), "set data.loading.packing to false"),
+        (3, config_of(), r"size 3: .* 8 attention heads \(2 key-value heads\).*use one of 2, 4, 8$"),
+        (4, config_of(num_attention_heads=12, num_key_value_heads=6), "use one of 2, 3, 6, 12"),
+        (2, config_of(layer_types=["full_attention", "sliding_attention"]), "layers of sliding_attention"),
+        (2, config_of(rope_parameters={"rope_type": "longrope"}), "positions of type 'longrope'"),
     ],
 )
-def test_what_cannot_be_divided_is_refused(
-    size: int, config: SimpleNamespace, loading: LoadingOptions, message: str
-) -> None:
+def test_what_cannot_be_divided_is_refused(size: int, config: SimpleNamespace, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        check_sequence_parallel(size, config, loading)
+        check_sequence_parallel(size, config)
 
 
 @pytest.mark.parametrize("size", [2, 4, 8])
 def test_heads_that_can_be_shared_are_not_refused(size: int) -> None:
     config = config_of(layer_types=["full_attention"], rope_parameters={"rope_type": "linear", "factor": 16.0})
-    check_sequence_parallel(size, config, LOADING)
+    check_sequence_parallel(size, config)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ own targets, so a parameter's gradient is the sum over all ranks, as without seq
 data-parallel ranks, and its average is undone by the loss scale as ever (``zero.py``). It is not given the groups:
 their only use there would be to undo part of that average.
 
-Only training steps are cut. Held-out answers and ``val/loss`` are each rank's own, as under ZeRO.
+Only training steps are cut. Held-out answers and ``val/loss`` are each rank's own, as under ZeRO, and so is all that
+``validate``, ``test``, ``predict`` and ``calibrate`` do.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,6 @@ from typing import Any
 import torch
 from pytorch_lightning.strategies import Strategy
 
-from longvid_train.data.loading import LoadingOptions
 from longvid_train.errors import UserError
 from longvid_train.training.strategies.sequence_attention import SequenceAttention
 from longvid_train.training.strategies.sequence_shard import SequenceShard
@@ -28,7 +28,7 @@ LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
 class SequenceZeroStrategy(ZeroStrategy):
-    """`ZeroStrategy` with each sequence divided among neighbouring ranks.
+    """`ZeroStrategy` with each sequence divided among neighbouring ranks; commands that do not train divide none.
 
     Args:
         sequence_parallel_size: ranks that share a sequence; it divides the number of processes and of attention heads.
@@ -54,24 +54,27 @@ class SequenceZeroStrategy(ZeroStrategy):
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, int]:
-        """Shares of the rows: one for each group of ranks."""
-        size = self.sequence_parallel_size
+        """Shares of the rows: one for each group of ranks, or without training for each rank."""
+        size = self.sequence_parallel_size if self.trains else 1
         return {"num_replicas": self.world_size // size, "rank": self.global_rank // size}
 
     def setup_environment(self) -> None:
         """See `ZeroStrategy`.
 
         Raises:
-            UserError: also where the processes do not form whole groups.
+            UserError: also where the processes of a training do not form whole groups.
         """
-        check_processes(self.num_processes * self.num_nodes, self.sequence_parallel_size)
+        if self.trains:
+            check_processes(self.num_processes * self.num_nodes, self.sequence_parallel_size)
         super().setup_environment()
 
     def setup_distributed(self) -> None:
-        """Join the process group, and make the groups that share a sequence."""
+        """Join the process group, and for training make the groups that share a sequence."""
+        super().setup_distributed()
+        if not self.trains:
+            return
         from deepspeed.runtime.sequence_parallel import parallel_state_sp
 
-        super().setup_distributed()
         parallel_state_sp.initialize_sequence_parallel(sequence_parallel_size=self.sequence_parallel_size)
         group = parallel_state_sp.get_sequence_parallel_group()
         self._attention = SequenceAttention(group)
@@ -139,17 +142,16 @@ def _or_divisor(processes: int) -> str:
     return f", or sequence_parallel_size to a divisor of {processes} from 2 up" if processes > 1 else ""
 
 
-def check_sequence_parallel(size: int, config: Any, loading: LoadingOptions) -> None:
-    """Refuse, before weights load, a language model or batches whose sequences cannot be divided.
+def check_sequence_parallel(size: int, config: Any) -> None:
+    """Refuse, before weights load, a language model whose sequences cannot be divided.
 
     Args:
         size: ranks that share a sequence.
         config: transformers' config of the language model.
-        loading: how batches are made.
 
     Raises:
-        UserError: heads that the ranks cannot share equally, sliding windows, rotary positions that depend on a part's
-            length, or packed rows.
+        UserError: heads that the ranks cannot share equally, sliding windows, or rotary positions that depend on a
+            part's length.
     """
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     if heads % size or (kv_heads % size and size % kv_heads):
@@ -169,9 +171,4 @@ def check_sequence_parallel(size: int, config: Any, loading: LoadingOptions) -> 
         raise UserError(
             f"sequence parallelism cannot use rotary positions of type '{rope}', which change with the length that a "
             "process sees; use a checkpoint with 'default', 'linear', 'yarn' or 'llama3' positions"
-        )
-    if loading.packing:
-        raise UserError(
-            "loading.packing is on: under sequence parallelism samples in one row would see each other; set "
-            "data.loading.packing to false"
         )

@@ -3,6 +3,8 @@
 Each rank of a group holds a part of the sequence. In front of attention an all-to-all gives it the whole sequence for
 its share of the heads, and behind it another one gives its part back for all heads; everything else in a layer works
 on each token alone. The exchange is DeepSpeed's ``UlyssesSPAttentionHF`` around the model's own attention function.
+Samples packed in one row are kept apart by what is whole there: a mask that was made for the whole row, or for flash
+attention the position ids, which the exchange gathers.
 
 What is not used of DeepSpeed, and why: ``register_with_transformers`` replaces the attention function for every model
 in the process, so that the vision tower's and the text decoder's attention would be taken for parts of a sequence too;
@@ -17,11 +19,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.distributed import ProcessGroup
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 ATTENTION_NAME = "longvid_ulysses"
-"""transformers builds no mask for a function whose masks it does not know: the sequence is causal as a whole."""
+"""Of the exchange among transformers' attention functions, and of the model's own masks beside it."""
 
 
 class _Shape(NamedTuple):
@@ -48,7 +51,8 @@ class SequenceAttention:
         recomputes layers under gradient checkpointing.
 
         Args:
-            decoder: a transformers language model without its head.
+            decoder: a transformers language model without its head. It is called with this rank's part of the sequence
+                and of its positions, and with no mask or that of the whole sequence, ``(1, 1, S, S)``.
         """
         core: str = decoder.config._attn_implementation
         assert core != "eager", "eager attention makes a mask of its part of the sequence"
@@ -58,25 +62,35 @@ class SequenceAttention:
             query: torch.Tensor,
             key: torch.Tensor,
             value: torch.Tensor,
-            _mask: torch.Tensor | None,
+            mask: torch.Tensor | None,
             **options: Any,
         ) -> tuple[torch.Tensor, torch.Tensor | None]:
-            return self._attend(core, module, query, key, value, **options)
+            return self._attend(core, module, query, key, value, mask, **options)
 
         AttentionInterface.register(ATTENTION_NAME, attend)
+        AttentionMaskInterface.register(ATTENTION_NAME, ALL_MASK_ATTENTION_FUNCTIONS[core])
         with ExitStack() as restoring:
             restoring.callback(decoder.set_attn_implementation, core)
             decoder.set_attn_implementation(ATTENTION_NAME)
             yield
 
     def _attend(
-        self, core: str, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any
+        self,
+        core: str,
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        **options: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        rows, heads, _, head_size = query.shape
+        rows, heads, length, head_size = query.shape
+        whole = length * self._group.size()
+        assert mask is None or mask.shape[-2:] == (whole, whole), "a mask is of the whole sequence"
         exchange = self._exchange(core, _Shape(rows, heads, key.shape[1], head_size))
         groups = module.num_key_value_groups
         try:
-            attended: tuple[torch.Tensor, torch.Tensor | None] = exchange(module, query, key, value, None, **options)
+            attended: tuple[torch.Tensor, torch.Tensor | None] = exchange(module, query, key, value, mask, **options)
         finally:
             # DeepSpeed sets it to the share of the rank where key-value heads are fewer than ranks, and leaves it so.
             module.num_key_value_groups = groups

@@ -6,11 +6,13 @@
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed import ProcessGroup
 from torch.nn.functional import pad
+from transformers.masking_utils import create_causal_mask
 
 from longvid_train.models.supervised_loss import aligned_loss_sum
 from longvid_train.types import IGNORE_INDEX
@@ -41,10 +43,11 @@ class SequenceShard:
         """Tokens of a part of a sequence of ``length``."""
         return -(-length // self.size)
 
-    def positions(self, rows: int, length: int, device: torch.device) -> torch.Tensor:
-        """``(B, L)`` int64 places of this rank's tokens in sequences of ``length``, counted on behind their end."""
-        own = self.part_length(length)
-        return torch.arange(self.rank * own, (self.rank + 1) * own, device=device).expand(rows, -1)
+    def continued(self, positions: torch.Tensor) -> torch.Tensor:
+        """``(B, S)`` int64 positions of whole sequences, counted on behind their end until the parts are equal."""
+        missing = self.part_length(positions.shape[1]) * self.size - positions.shape[1]
+        behind = torch.arange(1, missing + 1, device=positions.device)
+        return torch.cat([positions, positions[:, -1:] + behind], dim=1)
 
     def gathered(self, encode: Callable[[torch.Tensor], torch.Tensor], frames: torch.Tensor) -> torch.Tensor:
         """Encode a share of ``(F, ...)`` frames on each rank and give all of them the whole, without gradients.
@@ -86,12 +89,38 @@ def next_tokens(labels: torch.Tensor) -> torch.Tensor:
     return pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
 
 
+def packed_mask(decoder: Any, positions: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+    """The mask that transformers makes in one process for samples one behind the other in a row.
+
+    Args:
+        decoder: a transformers language model.
+        positions: ``(1, S)`` int64, which start at 0 with each sample.
+        dtype: of the embeddings.
+
+    Returns:
+        ``(1, 1, S, S)``; None where the row is one sample, or the attention function tells samples apart by their
+        positions (flash attention).
+    """
+    # Only the shape, type and device of the embeddings are looked at.
+    blank = torch.empty(*positions.shape, 0, dtype=dtype, device=positions.device)
+    mask: torch.Tensor | None = create_causal_mask(
+        config=decoder.config, inputs_embeds=blank, attention_mask=None, past_key_values=None, position_ids=positions
+    )
+    return mask
+
+
 def shard_loss_sum(
-    shard: SequenceShard, decoder: nn.Module, lm_head: nn.Module, inputs_embeds: torch.Tensor, labels: torch.Tensor
+    shard: SequenceShard,
+    decoder: nn.Module,
+    lm_head: nn.Module,
+    inputs_embeds: torch.Tensor,
+    labels: torch.Tensor,
+    position_ids: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The part of ``supervised_loss_sum`` that this rank's tokens predict; the sum over the group is the whole.
 
     Padding stands on the right, so real tokens never see it: neither that of the batch nor what makes equal parts.
+    The latter belongs to the last sample of a packed row.
 
     Args:
         shard: the part; the decoder's attention must be that of ``SequenceAttention``.
@@ -99,14 +128,18 @@ def shard_loss_sum(
         lm_head: its head.
         inputs_embeds: ``(B, S, H)`` of the whole rows, visual tokens in their places.
         labels: ``(B, S)`` int64 of the whole rows.
+        position_ids: ``(1, S)`` int64 of a packed row; without them a row is one sequence.
 
     Returns:
         The float32 scalar sum and the int64 scalar count of this rank's targets.
     """
     rows, length = labels.shape
+    own = torch.arange(length, device=labels.device)[None] if position_ids is None else position_ids
+    positions = shard.continued(own)
     states = decoder(
         inputs_embeds=shard.part(inputs_embeds, 0.0),
-        position_ids=shard.positions(rows, length, labels.device),
+        attention_mask=None if position_ids is None else packed_mask(decoder, positions, inputs_embeds.dtype),
+        position_ids=shard.part(positions, 0).expand(rows, -1),
         use_cache=False,
     ).last_hidden_state
     return aligned_loss_sum(states, shard.part(next_tokens(labels), IGNORE_INDEX), lm_head)
