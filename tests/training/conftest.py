@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -287,6 +288,22 @@ def finish_fit() -> Callable[["subprocess.Popen[str]"], tuple[int, list[str]]]:
         return process.returncode, [line for line in errors.splitlines() if line.startswith("longvid: ")]
 
     return finish
+
+
+@pytest.fixture(scope="session")
+def validated() -> Callable[..., float]:
+    """What ``longvid validate WORDS`` says of ``val/loss``, in a process of its own."""
+
+    def validate(*words: str) -> float:
+        command = [sys.executable, "-m", "longvid_train.cli", "validate", *words]
+        environment = {**launching_environment(), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr
+        found = re.search(r"val/loss\W+([0-9.]+)", done.stdout)
+        assert found is not None, done.stdout
+        return float(found.group(1))
+
+    return validate
 
 
 ROOT = Path(__file__).parents[2]

@@ -1,9 +1,7 @@
 """A run of two processes, continued by one and by three, ends as it would have; other commands read its folders."""
 
 import json
-import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,21 +43,16 @@ def config(fit_config_in: FitConfig, world: Any, dropout_free_folder: Path, tmp_
     )
 
 
-def val_loss(words: list[str]) -> float:
-    """What ``longvid validate`` says, in a process of its own."""
-    command = [sys.executable, "-m", "longvid_train.cli", "validate", *words, "--trainer.limit_val_batches", "1.0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
-    found = re.search(r"val/loss\W+([0-9.]+)", done.stdout)
-    assert found is not None, done.stdout
-    return float(found.group(1))
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_one_and_three_processes_continue_what_two_began(
-    stage: int, config: Path, start_fit: StartFit, finish_fit: FinishFit, tmp_path: Path
+    stage: int,
+    config: Path,
+    start_fit: StartFit,
+    finish_fit: FinishFit,
+    validated: Callable[..., float],
+    tmp_path: Path,
 ) -> None:
     words = ["--config", str(config), "--config", str(CONFIGS / f"zero{stage}.yaml")]
     whole = tmp_path / "whole"
@@ -87,10 +80,11 @@ def test_one_and_three_processes_continue_what_two_began(
     assert index.trained.keys() <= weights.keys()
     for name in index.trained:
         torch.testing.assert_close(weights[name], wanted[name.removeprefix("model.")], rtol=0, atol=0)
-    read = ["--run_dir", str(whole), "--ckpt_path", str(folder)]
-    plain = val_loss(["--config", str(config), "--model.model", str(whole / "model"), "--run_dir", str(whole)])
-    assert val_loss(["--config", str(config), *read]) == pytest.approx(plain, rel=1e-6)
-    assert val_loss([*words, *read, "--trainer.devices", "2"]) == pytest.approx(plain, rel=1e-6)
+    everything = ["--run_dir", str(whole), "--trainer.limit_val_batches", "1.0"]
+    read = [*everything, "--ckpt_path", str(folder)]
+    plain = validated("--config", str(config), "--model.model", str(whole / "model"), *everything)
+    assert validated("--config", str(config), *read) == pytest.approx(plain, rel=1e-6)
+    assert validated(*words, *read, "--trainer.devices", "2") == pytest.approx(plain, rel=1e-6)
 
 
 def test_a_step_with_other_rows_ends_before_weights_load(
