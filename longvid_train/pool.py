@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
 from types import FrameType
@@ -19,15 +20,24 @@ POLITE_TRIES = 10
 """A try ends one item of work, with its ``finally``; a worker may have one more in its hands."""
 
 
-class _Worker(SpawnProcess):
-    """A process that Ctrl-C, which a terminal sends to all, does not reach, from its first moment on."""
+@contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """A process started within is not reached by Ctrl-C, which a terminal sends to all, from its first moment on.
 
+    Here an interruption comes when the block ends.
+    """
+    resource_tracker.ensure_running()  # multiprocessing starts it with the first process, and would unblock then
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by what is started
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Worker(SpawnProcess):
     def start(self) -> None:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by the process
-        try:
+        with interrupts_blocked():
             super().start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Context(SpawnContext):

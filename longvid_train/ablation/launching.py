@@ -16,6 +16,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from longvid_train.pool import interrupts_blocked
+
 _ENTRY = "longvid_train.cli:main"
 _PRELOADED = ("longvid_train.ablation.preloaded",)
 
@@ -43,7 +45,8 @@ class Launcher:
         process = self._context.Process(
             target=run_command, args=(list(words), dict(environment), str(log), Inherited(lock)), name=words[0]
         )
-        process.start()
+        with interrupts_blocked():  # the server starts with the first, and says what interrupts its imports
+            process.start()
         return process
 
 
@@ -60,6 +63,7 @@ class Inherited:
 def run_command(words: list[str], environment: dict[str, str], log: str, lock: Inherited) -> None:
     """In the new process: be ``longvid WORDS``, in a session of its own."""
     os.setsid()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.environ.clear()
     os.environ.update(environment)
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)

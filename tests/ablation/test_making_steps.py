@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -64,11 +66,58 @@ def test_a_command_is_stopped_with_its_children(tmp_path: Path) -> None:
     until = time.monotonic() + 100
     while os.getpgid(process.pid) != process.pid and time.monotonic() < until:
         time.sleep(0.01)
+    status = Path(f"/proc/{process.pid}/status")
+    while "SigBlk:\t0000000000000000" not in status.read_text():  # Ctrl-C is for commands too
+        assert time.monotonic() < until
+        time.sleep(0.01)
     signal_group(process, signal.SIGTERM)
     process.join(100)
     assert process.exitcode == -signal.SIGTERM
     signal_group(process, signal.SIGKILL)  # one that has ended is left alone
     assert not held(tmp_path / ".lock")
+
+
+STARTS_A_SERVER = """
+import os, signal, sys, threading
+from pathlib import Path
+
+from longvid_train.ablation.launching import Launcher
+
+
+def start():
+    with Path("log.txt").open("w") as stream:
+        Launcher(preloaded=["slow_to_import"]).start(["--version"], dict(os.environ), Path("log.txt"), stream.fileno())
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    thread = threading.Thread(target=start, daemon=True)
+    thread.start()
+    thread.join()
+"""
+
+
+def test_an_interruption_while_the_server_imports_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "starts.py").write_text(STARTS_A_SERVER)
+    (tmp_path / "slow_to_import.py").write_text("open('begun', 'w').close()\nimport time\ntime.sleep(3600)\n")
+    process = subprocess.Popen(
+        [sys.executable, "starts.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stderr=(tmp_path / "errors.txt").open("w"),
+        start_new_session=True,
+    )
+    try:
+        until = time.monotonic() + 100
+        while not (tmp_path / "begun").exists():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(100)
+        errors = (tmp_path / "errors.txt").read_text()
+        assert errors.count("Traceback") == 1 and errors.rstrip().endswith("KeyboardInterrupt")
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_training_is_continued_from_its_checkpoint(tmp_path: Path) -> None:

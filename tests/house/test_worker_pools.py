@@ -16,7 +16,7 @@ from longvid_train.pool import worker_pool
 
 LIMIT_S = 120.0
 WORKS = """
-import sys, time
+import signal, sys, time
 from concurrent.futures import as_completed
 from pathlib import Path
 
@@ -33,6 +33,7 @@ def work(folder, name, seconds):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     folder, outcome = sys.argv[1:]
     with worker_pool(2) as pool:
         futures = [pool.submit(work, folder, name, 3600) for name in "ab"]
