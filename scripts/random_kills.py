@@ -65,6 +65,17 @@ def rank_main(rank: int, port: int, words: list[str], log: str) -> None:
 
 
 def start(config: Path, run: Path, strategy: str, *more: str) -> list[Any]:
+    """Start both ranks of ``longvid fit`` under a strategy, with a trace of their states beside the run's folder.
+
+    Args:
+        config: of the run.
+        run: its folder; the trace is ``run.jsonl``, and what the ranks print goes to ``run.log``.
+        strategy: one of ``STRATEGIES``.
+        more: further words of the command, ``--ckpt_path last`` among them.
+
+    Returns:
+        The processes by rank.
+    """
     words = ["fit", "--config", str(config)]
     if strategy == "ddp":
         words += ["--trainer.strategy", "ddp"]
@@ -95,6 +106,11 @@ def wait(processes: Sequence[Any], limit_s: float) -> float:
 
 
 def run_whole(config: Path, run: Path, strategy: str, *more: str) -> None:
+    """Start or continue the run and wait for its end; see `start`.
+
+    Raises:
+        SystemExit: a rank failed, or had not ended after ``LIMIT_S``.
+    """
     processes = start(config, run, strategy, *more)
     wait(processes, LIMIT_S)
     statuses = [process.exitcode for process in processes]
@@ -103,11 +119,20 @@ def run_whole(config: Path, run: Path, strategy: str, *more: str) -> None:
 
 
 def lines_of(run: Path) -> int:
+    """Micro-batches that rank 0 has traced, over all starts."""
     return len(read_trace(run.with_suffix(".jsonl")))
 
 
 def kill_once(config: Path, run: Path, strategy: str, draws: random.Random) -> Kill | None:
-    """Start or continue the run and kill a rank; None if it came to its end before."""
+    """Start or continue the run and kill a rank; None if it came to its end before.
+
+    Args:
+        config, run, strategy: see `start`.
+        draws: decides which rank, behind how many further micro-batches (0 to 4) and after which delay.
+
+    Raises:
+        SystemExit: the run does not get as far within ``LIMIT_S``.
+    """
     wanted = lines_of(run) + draws.randrange(5)
     rank, delay_s = draws.randrange(RANKS), draws.uniform(0, LONGEST_DELAY_S)
     processes = start(config, run, strategy, *resume(run))
@@ -128,7 +153,11 @@ def kill_once(config: Path, run: Path, strategy: str, draws: random.Random) -> K
 
 
 def compare(whole: Path, killed: Path) -> list[str]:
-    """Where the killed run was not the undisturbed one."""
+    """Where the killed run was not the undisturbed one: states by rank, exported weights, curves; empty if nowhere.
+
+    Args:
+        whole, killed: folders of the two runs.
+    """
     problems = []
     for rank in range(RANKS):
         traces = [read_trace(rank_trace(run.with_suffix(".jsonl"), rank)) for run in (whole, killed)]
@@ -144,6 +173,7 @@ def compare(whole: Path, killed: Path) -> list[str]:
 
 
 def table(kills: Sequence[Kill]) -> str:
+    """The kills as a Markdown table, one a row."""
     lines = ["| kill | rank | behind micro-batch | continued from step | other rank ended after | its status |"]
     lines.append("|---|---|---|---|---|---|")
     for number, kill in enumerate(kills, start=1):
@@ -153,6 +183,7 @@ def table(kills: Sequence[Kill]) -> str:
 
 
 def main() -> int:
+    """Read the command line, write the run's config and try it; 0 if nothing was lost, else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--strategy", choices=STRATEGIES, default="ddp")
@@ -181,7 +212,13 @@ def main() -> int:
 
 
 def try_run(config: Path, folder: Path, given: argparse.Namespace) -> list[str]:
-    """The two runs; prints the table and what differs."""
+    """Make the two runs and print the table and what differs, which is returned.
+
+    Args:
+        config: of both runs.
+        folder: for them.
+        given: strategy, kills and seed of the command line.
+    """
     whole, killed = folder / "whole", folder / "killed"
     run_whole(config, whole, given.strategy)
     draws, kills = random.Random(f"{given.seed}:{given.strategy}"), []
