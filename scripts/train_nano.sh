@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Train the nano backbones that ship with the package: OneVision in four stages and Video-LLaVA with its joint-frame
-# tower in five, each on one thread, both at the same time.
+# Train the nano backbones that ship with the package: OneVision, and Video-LLaVA with its joint-frame tower, in five
+# stages each, each on one thread, both at the same time.
 # usage: scripts/train_nano.sh [WORK]        default WORK: runs/nano_backbones
 # environment: FAMILIES="onevision video_llava llama_vid"  OUT=longvid_train/assets  DEVICE=cpu|cuda
 # llama_vid is the quickstart's third stage and the variants of the paper's tables; it asks for nano_llama_vid* to be gone.
@@ -18,12 +18,8 @@ train() {
     "${recipe[@]}" language --out "$folder/language" "${options[@]}"
     "${recipe[@]}" align --start "$folder/language" --out "$folder/align" "${options[@]}"
     "${recipe[@]}" couple --start "$folder/align" --out "$folder/couple" "${options[@]}"
-    if [ "$family" = onevision ]; then
-        "${recipe[@]}" polish --start "$folder/couple" --out "$out/nano_$family" "${options[@]}"
-    else
-        "${recipe[@]}" polish --start "$folder/couple" --out "$folder/polish" "${options[@]}"
-        "${recipe[@]}" finish --start "$folder/polish" --out "$out/nano_$family" "${options[@]}"
-    fi
+    "${recipe[@]}" polish --start "$folder/couple" --out "$folder/polish" "${options[@]}"
+    "${recipe[@]}" finish --start "$folder/polish" --out "$out/nano_$family" "${options[@]}"
 }
 
 if [[ " ${FAMILIES:-} " == *" llama_vid "* ]]; then

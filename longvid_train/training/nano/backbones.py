@@ -9,8 +9,6 @@ python -m longvid_train.training.nano.backbones onevision polish --start runs/na
     --out runs/nano_onevision/polish
 python -m longvid_train.training.nano.backbones onevision finish --start runs/nano_onevision/polish \
     --out runs/nano_onevision/finish
-
-Which stage's model ships says docs/nano.md.
 """
 
 import argparse
