@@ -174,7 +174,7 @@ RECIPES: dict[tuple[str, str], StageRecipe] = {
     ),
     ("onevision", "finish"): StageRecipe(
         clips=ClipRecipe(
-            steps=600,
+            steps=1400,
             clips=32,
             fewest_frames=7,
             first_most_frames=8,
@@ -186,8 +186,8 @@ RECIPES: dict[tuple[str, str], StageRecipe] = {
             rivals=0.5,
             seed=9,
         ),
-        rate=Rate(peak=5e-4, warmup_steps=30, decay_from=0.2),
-        frame_words=0.3,
+        rate=Rate(peak=7e-4, warmup_steps=30, decay_from=0.3),
+        frame_words=0.1,
     ),
     ("video_llava", "finish"): StageRecipe(
         clips=ClipRecipe(
