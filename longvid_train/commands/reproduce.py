@@ -14,6 +14,8 @@ import json
 import os
 from pathlib import Path
 
+import transformers
+
 import longvid_train
 from longvid_train.errors import UserError
 from longvid_train.evaluation.claims.catalogue import ALL, AnyClaim, choose_claims
@@ -67,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     for claim in claims:
         _check_source(claim, settings)
+    transformers.utils.logging.disable_progress_bar()
     found = check_claims(claims, settings, processes=processes)
     named = list(zip(claims, found, strict=True))
     table = checks_table([(claim.name, one.checks) for claim, one in named])

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import transformers
 
 from longvid_train.evaluation.claims.cache_plot import cache_png
 from longvid_train.evaluation.claims.catalogue import ALL, AnyClaim
@@ -70,7 +71,7 @@ def check_claims(claims: Sequence[AnyClaim], settings: Settings, *, processes: i
     if processes <= 1:
         return [check_claim(claim, settings) for claim in claims]
     found: dict[str, Finding] = {}
-    with worker_pool(processes, torch.set_num_threads, (1,)) as pool:
+    with worker_pool(processes, _set_up) as pool:
         longest_first = sorted(claims, key=lambda claim: claim.cpu_s, reverse=True)
         futures: dict[Future[Finding], str] = {
             pool.submit(_check_named, claim.name, settings): claim.name for claim in longest_first
@@ -79,6 +80,11 @@ def check_claims(claims: Sequence[AnyClaim], settings: Settings, *, processes: i
             found[futures[future]] = future.result()
             print(f"{futures[future]}: done, {len(found)} of {len(claims)} claims", file=sys.stderr, flush=True)
     return [found[claim.name] for claim in claims]
+
+
+def _set_up() -> None:
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
 
 
 def _check_named(name: str, settings: Settings) -> Finding:
