@@ -20,6 +20,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from longvid_train.training.strategies.zero import ZeroStrategy
+from longvid_train.training.strategies.zero_weights import is_sharded
 from longvid_train.types import Batch
 
 TracedLine = dict[str, Any]
@@ -49,7 +50,7 @@ class StateTrace(Callback):
             "python_rng": digest(random.getstate()),
             "numpy_rng": digest(list(np.random.get_state())),
             "torch_rng": digest(torch.get_rng_state()),
-            "parameters": digest(dict(pl_module.named_parameters())),
+            "parameters": digest({name: _held(value) for name, value in pl_module.named_parameters()}),
             "optimizer": digest(_optimizer_state(trainer)),
             "schedule": digest([config.scheduler.state_dict() for config in trainer.lr_scheduler_configs]),
         }
@@ -117,6 +118,16 @@ def _feed(found: "hashlib._Hash", value: Any) -> None:
             found.update(b",")
     else:
         found.update(repr(value).encode())
+
+
+def _held(value: Any) -> torch.Tensor:
+    """A parameter, or this rank's shard of it: when a sharded one is whole is DeepSpeed's choice, as it goes."""
+    if not is_sharded(value):
+        whole: torch.Tensor = value
+        return whole
+    shard: torch.Tensor = value.ds_tensor.flatten()
+    used = value.ds_numel - torch.distributed.get_rank() * shard.numel()  # behind it the last ranks' shards are padded
+    return shard[: max(0, used)]
 
 
 def _optimizer_state(trainer: pl.Trainer) -> Any:
