@@ -266,11 +266,14 @@ def test_ranks_ended_during_a_background_write_continue_to_the_same_bits(
     status, _ = finish_fit(process)
     readable, unreadable = by_age(run / "checkpoints")
     assert ([folder_damage(age.path) for age in readable], unreadable) == ([None] * len(readable), [])
+    left = len(list((run / "checkpoints").glob(".*")))
+    assert left == (name == "SIGKILL")
     if name == "SIGKILL":
         assert (status, readable[0].step) == (-9, 1)
     else:
         assert (status, readable[0].step) == (143, read_trace(rank_trace(run.with_suffix(".jsonl"), 0))[-1]["step"])
-    assert finish_fit(start_fit(*words, *run_words(run, 2), *ASYNCHRONOUS, "--ckpt_path", "last")) == (0, [])
+    status, lines = finish_fit(start_fit(*words, *run_words(run, 2), *ASYNCHRONOUS, "--ckpt_path", "last"))
+    assert (status, [" left half-written by a run that was killed" in line for line in lines]) == (0, [True] * left)
     assert_same_run(whole, run)
     assert not list((run / "checkpoints").glob(".*"))
 
