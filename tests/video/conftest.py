@@ -1,6 +1,8 @@
 """Video files made on the spot, the frame number painted into every frame as a barcode of large blocks."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -164,6 +166,15 @@ RECIPES = {
 }
 
 
+@contextmanager
+def scheduling_kept() -> Iterator[None]:
+    """Undo what SVT-AV1 does for root: the thread that opens it becomes a real-time one, which all others of the
+    machine wait for, and every process that it starts is one too."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    yield
+    os.sched_setscheduler(0, *before)
+
+
 def write_edited(path: Path, source: Path, hidden: int, ticks_per_frame: int) -> None:
     """Remux ``source`` with an edit list that hides its first ``hidden`` frames."""
     with av.open(str(source)) as old, av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as new:
@@ -195,7 +206,8 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def get(name: str) -> Path:
         path = folder / (name + RECIPES[name].suffix)
         if not path.exists():
-            write_video(path, RECIPES[name])
+            with scheduling_kept():
+                write_video(path, RECIPES[name])
         return path
 
     return get

@@ -1,5 +1,6 @@
 """Every reader returns the frame whose number is painted in, in every container and codec that routing gives it."""
 
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -193,3 +194,10 @@ def test_the_number_of_workers_is_a_setting(videos: Videos) -> None:
     np.testing.assert_array_equal(one, read_clip(path, sampling, workers=3, isolated=True).frames)
     with pytest.raises(UserError, match="workers is 0"):
         read_clip(path, sampling, workers=0)
+
+
+def test_making_a_video_leaves_the_process_scheduled_as_it_was(videos: Videos) -> None:
+    """SVT-AV1 would make it a real-time one where tests run as root: ranks of other tests would wait for it."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0).sched_priority
+    videos("av1")
+    assert (os.sched_getscheduler(0), os.sched_getparam(0).sched_priority) == before
