@@ -25,5 +25,4 @@ def test_twenty_random_kills_change_no_bit(strategy: str, more: list[str], tmp_p
         [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-3000:]}"
-    first, *_ = done.stdout.splitlines()
-    assert first == f"{strategy}, 20 kills, seed 0: the same bits"
+    assert f"{strategy}, 20 kills, seed 0: the same bits" in done.stdout.splitlines()
