@@ -23,6 +23,7 @@ from longvid_train.training.checkpoint_io import (
 from longvid_train.training.last_checkpoint import ORIGIN_KEY, by_age
 from longvid_train.training.nan_guard import NonFiniteError, check_finite_state
 from longvid_train.training.notices import notice
+from longvid_train.training.ranks.guard import may_follow
 from longvid_train.training.record import RECORD_FILE
 from longvid_train.training.stop_signal import StopRequestedError
 from longvid_train.training.strategies.zero_weights import full_size
@@ -123,7 +124,8 @@ class RunCheckpoint(ModelCheckpoint):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         failure = save_queue(trainer).finish()
-        if failure is not None:
+        # A writing thread also runs into it when another rank is gone, and the guard of the ranks tells why.
+        if failure is not None and not (trainer.world_size > 1 and may_follow(failure)):
             notice(str(failure))
         agreed = trainer.world_size == 1 or isinstance(exception, StopRequestedError)
         if agreed and not isinstance(exception, (CheckpointWriteError, NonFiniteError)):
