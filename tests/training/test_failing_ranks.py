@@ -37,6 +37,9 @@ class Trouble(Callback):
             raise MemoryError("no room for the batch")
         if self.what == "sleeps":
             time.sleep(100000)
+        if self.what == "killed while it writes":
+            os.fsync = lambda handle: os.kill(os.getpid(), 9)
+            return
         if self.what == "frozen":
             time.sleep(10)  # until the monitor has said where the rank stands: every 2.5 s under stall_s 20
         os.kill(os.getpid(), {"killed": 9, "frozen": 19}[self.what])
@@ -118,6 +121,17 @@ def test_a_rank_that_fails_ends_both_and_its_failure_is_the_last_line(
     assert len(set(causes)) == 1, causes
     readable, unreadable = by_age(run / "checkpoints")
     assert (readable[0].step, unreadable) == (1, [])
+
+
+def test_a_rank_killed_in_its_writing_thread_is_told_once_and_its_folder_is_absent(job: Any) -> None:
+    """The other rank's thread waits for it in a collective of its own, which fails too."""
+    found, lines, run = job("killed while it writes", 1, *ZERO, "--checkpoint.asynchronous", "true", command=LIGHTNING)
+    assert found == 137
+    (cause,) = [line for line in lines if line.startswith("longvid: ")]
+    assert cause == lines[-1]
+    assert "was ended by SIGKILL" in cause
+    readable, unreadable = by_age(run / "checkpoints")
+    assert ({age.step for age in readable}, unreadable) == ({1}, [])
 
 
 def test_without_the_rank_that_the_user_started_the_other_ends_too_and_says_why(job: Any) -> None:
