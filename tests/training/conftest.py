@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from transformers import (
 
 from longvid_train.models.llama_vid import LlamaVidConfig, LlamaVidForConditionalGeneration
 from longvid_train.models.llama_vid.processing import LlamaVidProcessor
+from longvid_train.training import checkpoint_io
 
 WORDS = [
     "<pad>",
@@ -387,3 +389,58 @@ def two_hosts() -> Iterator[TwoHosts]:
         for name in hosts.names:
             if shutil.which("ip"):
                 subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+SLOW_DISK = """
+import os
+import time
+from pytorch_lightning.callbacks import Callback
+
+sync = os.fsync
+
+
+def slow(handle):
+    time.sleep(1.0)
+    sync(handle)
+
+
+class SlowDisk(Callback):
+    '''A disk that takes a second to accept a file.'''
+
+    def on_train_start(self, trainer, pl_module):
+        os.fsync = slow
+"""
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Files reach the disk when the event is set; it is set at the end, so that no thread is left waiting."""
+    opened = threading.Event()
+    sync = os.fsync
+
+    def waiting(handle: int) -> None:
+        assert opened.wait(60)
+        sync(handle)
+
+    monkeypatch.setattr(checkpoint_io.os, "fsync", waiting)
+    yield opened
+    opened.set()
+
+
+@pytest.fixture
+def slow_disk(tmp_path: Path) -> list[str]:
+    """Words of a run whose process is started with ``tmp_path`` on its path: its disk is `SLOW_DISK`."""
+    (tmp_path / "slow_disk.py").write_text(SLOW_DISK)
+    return ["--trainer.callbacks+=slow_disk.SlowDisk"]
+
+
+@pytest.fixture
+def job_words(fit_config: Callable[..., Path], world: World) -> list[str]:
+    """One epoch of 4 steps of two micro-batches on each of two ranks, a state after each step."""
+    config = fit_config(
+        data__init_args__train=str(world.manifest("zero_ranks.jsonl", 16)),
+        data__init_args__loading={"batch_size": 1},
+        trainer__accumulate_grad_batches=2,
+        checkpoint={"every_n_train_steps": 1},
+    )
+    return ["--config", str(config), "--trainer.devices", "2"]

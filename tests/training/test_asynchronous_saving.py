@@ -34,40 +34,6 @@ StartFit = Callable[..., "subprocess.Popen[str]"]
 FinishFit = Callable[["subprocess.Popen[str]"], tuple[int, list[str]]]
 TRACE = "longvid_train.training.trace.StateTrace"
 ASYNCHRONOUS = ["--checkpoint.asynchronous", "true"]
-SLOW_DISK = """
-import os
-import time
-from pytorch_lightning.callbacks import Callback
-
-sync = os.fsync
-
-
-def slow(handle):
-    time.sleep(1.0)
-    sync(handle)
-
-
-class SlowDisk(Callback):
-    '''A disk that takes a second to accept a file.'''
-
-    def on_train_start(self, trainer, pl_module):
-        os.fsync = slow
-"""
-
-
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Files reach the disk when the event is set; it is set at the end, so that no thread is left waiting."""
-    opened = threading.Event()
-    sync = os.fsync
-
-    def waiting(handle: int) -> None:
-        assert opened.wait(60)
-        sync(handle)
-
-    monkeypatch.setattr(checkpoint_io.os, "fsync", waiting)
-    yield opened
-    opened.set()
 
 
 def background_io() -> AtomicCheckpointIO:
@@ -285,15 +251,17 @@ def test_a_nan_names_the_state_that_was_still_being_written(
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
 def test_a_run_ended_during_a_background_write_continues_to_the_same_bits(
-    whole_run: tuple[Path, Path], start_fit: StartFit, finish_fit: FinishFit, tmp_path: Path, name: str
+    whole_run: tuple[Path, Path],
+    start_fit: StartFit,
+    finish_fit: FinishFit,
+    slow_disk: list[str],
+    tmp_path: Path,
+    name: str,
 ) -> None:
     """A second passes until a file is on disk: SIGKILL meets the write, SIGTERM waits for it."""
     config, whole = whole_run
     run = tmp_path / "run"
-    (tmp_path / "slow_disk.py").write_text(SLOW_DISK)
-    process = start_fit(
-        *words(config, run, *ASYNCHRONOUS, "--trainer.callbacks+=slow_disk.SlowDisk")[1:], path=tmp_path
-    )
+    process = start_fit(*words(config, run, *ASYNCHRONOUS, *slow_disk)[1:], path=tmp_path)
     deadline = time.monotonic() + 600
     while not list((run / "checkpoints").glob(".*step=3.ckpt.in-progress")):
         assert process.poll() is None, process.communicate()[1]

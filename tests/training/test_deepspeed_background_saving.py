@@ -27,25 +27,6 @@ FitConfig = Callable[..., Path]
 StartFit = Callable[..., "subprocess.Popen[str]"]
 FinishFit = Callable[["subprocess.Popen[str]"], tuple[int, list[str]]]
 CONFIGS = Path(__file__).parents[2] / "configs" / "deepspeed"
-SLOW_DISK = """
-import os
-import time
-from pytorch_lightning.callbacks import Callback
-
-sync = os.fsync
-
-
-def slow(handle):
-    time.sleep(0.5)
-    sync(handle)
-
-
-class SlowDisk(Callback):
-    '''A disk that takes half a second to accept a file.'''
-
-    def on_train_start(self, trainer, pl_module):
-        os.fsync = slow
-"""
 FULL_DISK = """
 import errno
 import os
@@ -90,21 +71,6 @@ def one_rank() -> Iterator[None]:
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
-
-
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Files reach the disk when the event is set; it is set at the end, so that no thread is left waiting."""
-    opened = threading.Event()
-    sync = os.fsync
-
-    def waiting(handle: int) -> None:
-        assert opened.wait(60)
-        sync(handle)
-
-    monkeypatch.setattr(checkpoint_io.os, "fsync", waiting)
-    yield opened
-    opened.set()
 
 
 def save(engine: Engine, target: Path, queue: SaveQueue, *, step: int = 1) -> None:
@@ -182,18 +148,6 @@ def test_a_fault_that_is_not_the_disks_keeps_its_name(tmp_path: Path, monkeypatc
     assert not (tmp_path / "1.ckpt").exists()
 
 
-@pytest.fixture
-def words(fit_config: FitConfig, world: Any) -> list[str]:
-    """One epoch of 4 steps of two micro-batches on each of two ranks, a state after each step."""
-    config = fit_config(
-        data__init_args__train=str(world.manifest("zero_ranks.jsonl", 16)),
-        data__init_args__loading={"batch_size": 1},
-        trainer__accumulate_grad_batches=2,
-        checkpoint={"every_n_train_steps": 1},
-    )
-    return ["--config", str(config), "--trainer.devices", "2"]
-
-
 def run_words(run: Path, stage: int) -> list[str]:
     trace = ["--trainer.callbacks+=longvid_train.training.trace.StateTrace"]
     trace.append(f"--trainer.callbacks.path={run.with_suffix('.jsonl')}")
@@ -215,13 +169,13 @@ def assert_same_run(one: Path, other: Path) -> None:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_ranks_that_save_in_the_background_leave_the_same_folders_and_survive(
-    stage: int, words: list[str], start_fit: StartFit, finish_fit: FinishFit, tmp_path: Path
+    stage: int, job_words: list[str], start_fit: StartFit, finish_fit: FinishFit, tmp_path: Path
 ) -> None:
     """At once; in the background; in the background with rank 1's disk full, then continued."""
     (tmp_path / "full_disk.py").write_text(FULL_DISK)
     whole, background, full = (tmp_path / name for name in ("whole", "background", "full"))
-    assert finish_fit(start_fit(*words, *run_words(whole, stage))) == (0, [])
-    assert finish_fit(start_fit(*words, *run_words(background, stage), *ASYNCHRONOUS)) == (0, [])
+    assert finish_fit(start_fit(*job_words, *run_words(whole, stage))) == (0, [])
+    assert finish_fit(start_fit(*job_words, *run_words(background, stage), *ASYNCHRONOUS)) == (0, [])
     assert_same_run(whole, background)
     names = [sorted(path.name for path in (run / "checkpoints").iterdir()) for run in (whole, background)]
     assert names[0] == names[1]
@@ -236,13 +190,13 @@ def test_ranks_that_save_in_the_background_leave_the_same_folders_and_survive(
             left, right = (torch.load(folder / TAG / path.name, weights_only=False) for folder in folders)
             assert_equal_leaves(left["optimizer_state_dict"], right["optimizer_state_dict"])
     disk = [*ASYNCHRONOUS, "--trainer.callbacks+=full_disk.FullDisk"]
-    status, (line,) = finish_fit(start_fit(*words, *run_words(full, stage), *disk, path=tmp_path))
+    status, (line,) = finish_fit(start_fit(*job_words, *run_words(full, stage), *disk, path=tmp_path))
     assert status == 2
     assert "step=3.ckpt: cannot write the checkpoint (No space left on device); make room" in line
     readable, unreadable = by_age(full / "checkpoints")
     assert ({age.step for age in readable}, unreadable) == ({1, 2}, [])
     assert not list((full / "checkpoints").glob(".*"))
-    assert finish_fit(start_fit(*words, *run_words(full, stage), *ASYNCHRONOUS, "--ckpt_path", "last")) == (0, [])
+    assert finish_fit(start_fit(*job_words, *run_words(full, stage), *ASYNCHRONOUS, "--ckpt_path", "last")) == (0, [])
     assert_same_run(whole, full)
 
 
@@ -250,13 +204,17 @@ def test_ranks_that_save_in_the_background_leave_the_same_folders_and_survive(
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
 def test_ranks_ended_during_a_background_write_continue_to_the_same_bits(
-    name: str, words: list[str], start_fit: StartFit, finish_fit: FinishFit, tmp_path: Path
+    name: str,
+    job_words: list[str],
+    start_fit: StartFit,
+    finish_fit: FinishFit,
+    slow_disk: list[str],
+    tmp_path: Path,
 ) -> None:
-    (tmp_path / "slow_disk.py").write_text(SLOW_DISK)
     whole, run = tmp_path / "whole", tmp_path / "run"
-    assert finish_fit(start_fit(*words, *run_words(whole, 2))) == (0, [])
-    slow = [*ASYNCHRONOUS, "--trainer.callbacks+=slow_disk.SlowDisk"]
-    process = start_fit(*words, *run_words(run, 2), *slow, path=tmp_path)
+    assert finish_fit(start_fit(*job_words, *run_words(whole, 2))) == (0, [])
+    slow = [*ASYNCHRONOUS, *slow_disk]
+    process = start_fit(*job_words, *run_words(run, 2), *slow, path=tmp_path)
     deadline = time.monotonic() + 600
     while not list((run / "checkpoints").glob(".*step=2.ckpt.in-progress")):
         assert process.poll() is None, process.communicate()[1]
@@ -272,7 +230,7 @@ def test_ranks_ended_during_a_background_write_continue_to_the_same_bits(
         assert (status, readable[0].step) == (-9, 1)
     else:
         assert (status, readable[0].step) == (143, read_trace(rank_trace(run.with_suffix(".jsonl"), 0))[-1]["step"])
-    status, lines = finish_fit(start_fit(*words, *run_words(run, 2), *ASYNCHRONOUS, "--ckpt_path", "last"))
+    status, lines = finish_fit(start_fit(*job_words, *run_words(run, 2), *ASYNCHRONOUS, "--ckpt_path", "last"))
     assert (status, [" left half-written by a run that was killed" in line for line in lines]) == (0, [True] * left)
     assert_same_run(whole, run)
     assert not list((run / "checkpoints").glob(".*"))

@@ -4,7 +4,6 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -44,18 +43,6 @@ class Poison(Callback):
 """
 
 
-@pytest.fixture
-def words(fit_config: FitConfig, world: Any) -> list[str]:
-    """One epoch of 4 steps of two micro-batches on each of two ranks."""
-    config = fit_config(
-        data__init_args__train=str(world.manifest("zero_ranks.jsonl", 16)),
-        data__init_args__loading={"batch_size": 1},
-        trainer__accumulate_grad_batches=2,
-        checkpoint={"every_n_train_steps": 1},
-    )
-    return ["--config", str(config), "--trainer.devices", "2"]
-
-
 def losses(run: Path) -> list[list[float]]:
     names = ("step", "train/loss", "train/grad_norm", "train/lr")
     return [[line[name] for name in names] for line in read_metrics(run) if "train/loss" in line]
@@ -65,13 +52,13 @@ def losses(run: Path) -> list[list[float]]:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_stopped_run_continues_to_the_same_bits(
-    stage: int, words: list[str], start_fit: StartFit, finish_fit: FinishFit, tmp_path: Path
+    stage: int, job_words: list[str], start_fit: StartFit, finish_fit: FinishFit, tmp_path: Path
 ) -> None:
     (tmp_path / "ending.py").write_text(END)
     whole, run = tmp_path / "whole", tmp_path / "stopped"
     zero = ["--config", str(CONFIGS / f"zero{stage}.yaml")]
-    assert finish_fit(start_fit(*words, *zero, "--run_dir", str(whole))) == (0, [])
-    stopped = start_fit(*words, *zero, "--run_dir", str(run), "--trainer.callbacks+=ending.End", path=tmp_path)
+    assert finish_fit(start_fit(*job_words, *zero, "--run_dir", str(whole))) == (0, [])
+    stopped = start_fit(*job_words, *zero, "--run_dir", str(run), "--trainer.callbacks+=ending.End", path=tmp_path)
     status, (line,) = finish_fit(stopped)
     assert status == 143
     assert line.startswith("longvid: stopped by SIGTERM after step 2; continue from ")
@@ -79,13 +66,13 @@ def test_a_stopped_run_continues_to_the_same_bits(
     index = read_index(newest)
     assert index is not None
     assert (index.step, index.zero_stage, index.processes, folder_damage(newest)) == (2, stage, 2, None)
-    assert finish_fit(start_fit(*words, *zero, "--run_dir", str(run), "--ckpt_path", "last")) == (0, [])
+    assert finish_fit(start_fit(*job_words, *zero, "--run_dir", str(run), "--ckpt_path", "last")) == (0, [])
     assert losses(run) == losses(whole)
     left, right = (load_file(one / "model" / "model.safetensors") for one in (whole, run))
     assert left.keys() == right.keys()
     assert [name for name in left if not torch.equal(left[name], right[name])] == []
     other = ["--config", str(CONFIGS / f"zero{stage % 3 + 1}.yaml")]
-    status, (line,) = finish_fit(start_fit(*words, *other, "--run_dir", str(run), "--ckpt_path", "last"))
+    status, (line,) = finish_fit(start_fit(*job_words, *other, "--run_dir", str(run), "--ckpt_path", "last"))
     assert status == 2
     assert f"written under ZeRO stage {stage}, and trainer.strategy trains under ZeRO stage {stage % 3 + 1};" in line
 
@@ -93,12 +80,12 @@ def test_a_stopped_run_continues_to_the_same_bits(
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_nan_on_one_rank_stops_both_with_one_line(
-    words: list[str], start_fit: StartFit, finish_fit: FinishFit, tmp_path: Path
+    job_words: list[str], start_fit: StartFit, finish_fit: FinishFit, tmp_path: Path
 ) -> None:
     (tmp_path / "poison.py").write_text(POISON)
     run = tmp_path / "run"
     zero = ["--config", str(CONFIGS / "zero3.yaml"), "--trainer.callbacks+=poison.Poison"]
-    status, (line,) = finish_fit(start_fit(*words, *zero, "--run_dir", str(run), path=tmp_path))
+    status, (line,) = finish_fit(start_fit(*job_words, *zero, "--run_dir", str(run), path=tmp_path))
     assert status == 1
     (at_fault,) = json.loads((run / "nonfinite_step_1.json").read_text())["micro_batches"]
     assert (at_fault["rank"], at_fault["loss_sum"]) == (1, "nan")
