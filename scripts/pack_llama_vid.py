@@ -1,10 +1,10 @@
 """Put a trained nano LLaMA-VID, or its variants, into the package: weights in half precision, with how they were made.
 
-    python -m scripts.pack_llama_vid stages quickstart
+    python -m scripts.pack_llama_vid stages runs/nano_llama_vid
     python -m scripts.pack_llama_vid variants runs/llama_vid_variants
 
-``stages`` takes the run folders of ``scripts/quickstart.sh`` and writes ``nano_llama_vid`` (the third stage) and
-``nano_llama_vid_stage2``, which it was trained from. Their ``config.json`` keeps float32: that is what they compute in.
+``stages`` takes the run folders of ``scripts/train_nano_llama_vid.sh`` and writes ``nano_llama_vid`` (the third stage)
+and ``nano_llama_vid_stage2``, which it was trained from. Their ``config.json`` keeps float32, in which they compute.
 ``variants`` takes those of ``scripts/train_llama_vid_variants.sh`` and writes ``nano_llama_vid_variants``.
 """
 
@@ -37,6 +37,7 @@ from longvid_train.training.tracking import read_metrics
 ROOT = Path(__file__).parents[1]
 ASSETS = Path(longvid_train.__file__).parent / "assets"
 BERT = ROOT / "configs" / "llama_vid" / "nano" / BERT_FILE
+STAGE_RUNS = "runs/nano_llama_vid"
 VARIANT_RUNS = "runs/llama_vid_variants"
 MODEL_WEIGHTS = "model.safetensors"
 KEPT = ("command", "git_commit", "seed", "manifest_sha256", "hardware", "duration_s", "versions")
@@ -59,7 +60,8 @@ def pack_stages(runs: Path, out: Path) -> None:
             write_json(
                 temporary / PROVENANCE,
                 {
-                    "command": "bash scripts/quickstart.sh && python -m scripts.pack_llama_vid stages quickstart",
+                    "command": "bash scripts/train_nano_llama_vid.sh && "
+                    f"python -m scripts.pack_llama_vid stages {STAGE_RUNS}",
                     "commit": records[stage]["git_commit"],
                     "seed": records[stage]["seed"],
                     "stages": chain,

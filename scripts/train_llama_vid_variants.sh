@@ -31,17 +31,20 @@ variant() {
     fi
 }
 
+# Content grid and options of longvid init, by variant.
+declare -A variants=(
+    [both]="1" [content]="1 --no-text-decoder" [context]="1 --no-content"
+    [bert]="1 --text-decoder configs/llama_vid/nano/bert.json" [both_4]="2" [both_9]="3" [all]="0" [all_content]="0 --no-text-decoder"
+)
+names=${VARIANTS:-both content context bert both_4 both_9 all all_content}
+for name in $names; do
+    if [[ ! -v variants[$name] ]]; then
+        echo "variant '$name' is unknown; known are ${!variants[*]}" >&2
+        exit 2
+    fi
+done
 $longvid world --config configs/world/llama_vid_variants.yaml --out "$work/world" --workers 2
-for name in ${VARIANTS:-both content context bert both_4 both_9 all all_content}; do
-    case $name in
-    both) variant both 1 ;;
-    content) variant content 1 --no-text-decoder ;;
-    context) variant context 1 --no-content ;;
-    bert) variant bert 1 --text-decoder configs/llama_vid/nano/bert.json ;;
-    both_4) variant both_4 2 ;;
-    both_9) variant both_9 3 ;;
-    all) variant all 0 ;;
-    all_content) variant all_content 0 --no-text-decoder ;;
-    *) echo "variant '$name' is unknown; see the list in $0" >&2; exit 2 ;;
-    esac
+for name in $names; do
+    read -ra options <<< "${variants[$name]}"
+    variant "$name" "${options[@]}"
 done

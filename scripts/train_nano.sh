@@ -3,8 +3,8 @@
 # stages each, each on one thread, both at the same time.
 # usage: scripts/train_nano.sh [WORK]        default WORK: runs/nano_backbones
 # environment: FAMILIES="onevision video_llava llama_vid"  OUT=longvid_train/assets  DEVICE=cpu|cuda
-# llama_vid is the quickstart's third stage and the variants of the paper's tables; it asks for nano_llama_vid* to be gone.
-# Hardware: 2 CPU cores, about an hour; the same seed, device and threads give the same files.
+# llama_vid is LLaMA-VID's three stages and the variants of the paper's tables; it asks for nano_llama_vid* to be gone.
+# Hardware: 2 CPU cores, about an hour, and an hour and a half for llama_vid; the same seed, device and threads give the same files.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=${1:-runs/nano_backbones}
@@ -23,9 +23,9 @@ train() {
 }
 
 if [[ " ${FAMILIES:-} " == *" llama_vid "* ]]; then
-    bash scripts/quickstart.sh
+    bash scripts/train_nano_llama_vid.sh
     bash scripts/train_llama_vid_variants.sh
-    python -m scripts.pack_llama_vid stages quickstart --out "$out"
+    python -m scripts.pack_llama_vid stages runs/nano_llama_vid --out "$out"
     python -m scripts.pack_llama_vid variants runs/llama_vid_variants --out "$out"
 fi
 

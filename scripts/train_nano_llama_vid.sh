@@ -24,6 +24,9 @@ stage() {
         --data.train "$train" --data.test "$test" --data.media.features "$features" "$@" "${resume[@]}"
 }
 
+for number in ${STAGES:-1 2 3}; do
+    [[ $number == [123] ]] || { echo "stage '$number' is unknown; stages are 1, 2 and 3" >&2; exit 2; }
+done
 $longvid world --config configs/world/nano_llama_vid.yaml --out "$work/world" --workers 2
 if [[ ! -d $work/start ]]; then $longvid init --out "$work/start"; fi
 for number in ${STAGES:-1 2 3}; do
@@ -31,6 +34,5 @@ for number in ${STAGES:-1 2 3}; do
     1) stage 1 "$work/start" stage1 ;;
     2) stage 2 "$work/stage1/model" stage2_heldout --trainer.max_epochs 4 ;;
     3) stage 3 "$work/stage2/model" stage3_heldout --trainer.max_epochs 5 ;;
-    *) echo "stage '$number' is unknown; stages are 1, 2 and 3" >&2; exit 2 ;;
     esac
 done

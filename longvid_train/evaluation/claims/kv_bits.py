@@ -14,6 +14,7 @@ from longvid_train.evaluation.claims.cells import Grid, Scores
 from longvid_train.evaluation.claims.claim import Check, Claim, percent, points
 from longvid_train.evaluation.claims.coded import FULL, Coding
 from longvid_train.evaluation.claims.held_out import HeldOut, held_out_clips
+from longvid_train.evaluation.claims.llama_vid_long import GAP_S
 from longvid_train.evaluation.claims.methods import Method
 from longvid_train.rope.unextended import NoWindow
 
@@ -122,8 +123,8 @@ LLAMA_VID_CLAIM = _claim(
     "KV cache: accuracy against bits, nano LLaMA-VID (INTP Sec. 3.4)",
     model=None,
     frames=(128,),
-    questions=partial(_questions, duration_s=128.0, gap_s=(4.0, 8.0)),
-    videos="half of the videos, of 128 s as N frames of 2 tokens, as in the third stage of the quickstart",
+    questions=partial(_questions, duration_s=128.0, gap_s=GAP_S),
+    videos="half of the videos, of 128 s as N frames of 2 tokens, within the window of the third stage",
     cpu_s=280,
     share=2,
 )

@@ -27,6 +27,10 @@ from longvid_train.generate.media import ReadOptions
 
 PREDICTIONS_FILE = "predictions.jsonl"
 LEFT_OUT_FILE = "left_out.jsonl"
+ELASTIC = "TORCHELASTIC_RUN_ID"
+TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+STARTED = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+"""Number of processes, as torchrun, srun and mpirun tell it to each."""
 _SAY_EVERY_S = 10.0
 _USER_ERROR = 2
 
@@ -40,9 +44,26 @@ class Rank:
 
 
 def torchrun_rank() -> Rank | None:
-    """The place of this process among torchrun's; ``None`` where it was not started by it."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    """The place of this process among torchrun's; ``None`` where it was not started by it.
+
+    Raises:
+        UserError: a variable of torchrun is missing, or another launcher started several processes: each of them would
+            answer every question.
+    """
+    if ELASTIC not in os.environ:
+        several = next((name for name in STARTED if os.environ.get(name, "1") != "1"), None)
+        if several is not None:
+            raise UserError(
+                f"{several} is '{os.environ[several]}' but {ELASTIC} is not set, so each process would answer every "
+                f"question; start them with torchrun, start one with --processes N, or unset {several}"
+            )
         return None
+    missing = [name for name in TORCHRUN if name not in os.environ]
+    if missing:
+        raise UserError(
+            f"{ELASTIC} is set but {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not; start with "
+            f"torchrun, or unset {ELASTIC}"
+        )
     return Rank(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
 
 

@@ -12,12 +12,16 @@ from longvid_train.errors import UserError
 from longvid_train.evaluation.local.answering import POOL_BATCHES
 from longvid_train.evaluation.local.predictions import Prediction, read_predictions
 from longvid_train.evaluation.local.run import (
+    ELASTIC,
     LEFT_OUT_FILE,
     PREDICTIONS_FILE,
+    STARTED,
+    TORCHRUN,
     Rank,
     answer_all,
     answer_share,
     prepare,
+    torchrun_rank,
 )
 from longvid_train.evaluation.local.settings import EvaluationSettings
 from longvid_train.generate.chat import VideoChat, VideoRequest
@@ -115,6 +119,39 @@ def test_torchrun_ranks_write_one_file(settings: EvaluationSettings, tmp_path: P
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["answered"] == 8  # printed once
     assert answers(tmp_path / "two") == answers(tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORLD_SIZE": "4"}, "WORLD_SIZE is '4' but TORCHELASTIC_RUN_ID is not set"),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, "SLURM_STEP_NUM_TASKS is '2' but .*start one with --processes N, or unset"),
+        ({"TORCHELASTIC_RUN_ID": "a", "RANK": "0", "MASTER_PORT": "1"}, "WORLD_SIZE, MASTER_ADDR are not; start with"),
+        ({"TORCHELASTIC_RUN_ID": "a", "RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "1"}, "MASTER_ADDR is not; start"),
+    ],
+)
+def test_half_a_launcher_is_refused_before_anything_is_read(
+    settings: EvaluationSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    message: str,
+) -> None:
+    for name in (ELASTIC, *TORCHRUN, *STARTED):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        answer_all(settings, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_only_task_of_a_launcher_answers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (ELASTIC, *TORCHRUN):
+        monkeypatch.delenv(name, raising=False)
+    for name in STARTED:
+        monkeypatch.setenv(name, "1")
+    assert torchrun_rank() is None
 
 
 def test_an_interrupted_run_goes_on_and_keeps_what_it_has(

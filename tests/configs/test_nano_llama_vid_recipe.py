@@ -1,0 +1,85 @@
+"""The script that trains the shipped nano LLaMA-VID: each of its commands parses, and the stages follow each other."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from longvid_train import cli
+from longvid_train.world.settings import BuildSettings, parse_world
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "train_nano_llama_vid.sh"
+WORLD = ROOT / "configs" / "world" / "nano_llama_vid.yaml"
+WORK = "runs/somewhere"
+
+
+def commands(tmp_path: Path, stages: str) -> list[list[str]]:
+    """The words of every ``longvid`` command, from a stand-in that writes them down."""
+    stand_in, heard = tmp_path / "longvid", tmp_path / "heard.jsonl"
+    heard.touch()
+    stand_in.write_text(
+        f"#!{sys.executable}\nimport json, sys\nopen({str(heard)!r}, 'a').write(json.dumps(sys.argv[1:]) + chr(10))\n"
+    )
+    stand_in.chmod(0o755)
+    environment = {**os.environ, "LONGVID": str(stand_in), "STAGES": stages}
+    done = subprocess.run(["bash", str(SCRIPT), WORK], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{done.returncode}: {done.stderr.strip()} ({heard.read_text()!r} was run)")
+    return [json.loads(line) for line in heard.read_text().splitlines()]
+
+
+def parsed(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert cli.main([*words, "--print_config"]) == 0
+    values: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
+    return values
+
+
+def world() -> BuildSettings:
+    return parse_world(yaml.safe_load(WORLD.read_text()), where="world")
+
+
+def test_stages_parse_and_follow_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    first, *stages = [words for words in commands(tmp_path, "1 2 3") if words[0] != "init"]
+    assert first[:3] == ["world", "--config", "configs/world/nano_llama_vid.yaml"]
+    sets = {one.name for one in world().sets}
+    for number, (encoding, fitting) in enumerate(zip(stages[::2], stages[1::2], strict=True), start=1):
+        features, fit = parsed(encoding, capsys), parsed(fitting, capsys)
+        start = "start" if number == 1 else f"stage{number - 1}/model"
+        assert fit["model"]["init_args"]["model"] == f"{WORK}/{start}"
+        assert fit["run_dir"] == f"{WORK}/stage{number}"
+        assert fit["model"]["init_args"]["torch_threads"] == features["model"]["init_args"]["torch_threads"] == 1
+        data = fit["data"]["init_args"]
+        assert data["media"]["features"] == features["run_dir"]
+        assert features["data"]["init_args"]["manifests"] == [data["train"], data["test"]]
+        train, held_out = (Path(data[name]).relative_to(f"{WORK}/world").parts for name in ("train", "test"))
+        assert train == (f"stage{number}", "train", "manifest.jsonl") and held_out[1:] == ("val", "manifest.jsonl")
+        assert {train[0], held_out[0]} <= sets
+    assert len(stages) == 6
+
+
+def test_the_world_s_held_out_lengths_are_trained() -> None:
+    by_name = {one.name: one for one in world().sets}
+    for stage in ("stage2", "stage3"):
+        train, held_out = by_name[stage], by_name[f"{stage}_heldout"]
+        assert train.splits == ("train",) and held_out.splits == ("val",)
+        assert train.duration_s[0] <= held_out.duration_s[0] and train.duration_s[1] == held_out.duration_s[1]
+        assert train.most_objects == held_out.most_objects
+
+
+def test_an_unknown_stage_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"^2: stage '4' is unknown; stages are 1, 2 and 3 \(''"):
+        commands(tmp_path, "1 4")
+
+
+@pytest.mark.parametrize("path", [SCRIPT, WORLD], ids=lambda path: path.name)
+def test_the_recipe_names_its_hardware(path: Path) -> None:
+    assert "# Hardware: " in path.read_text()
