@@ -56,7 +56,7 @@ def test_stages_parse_and_follow_each_other(
         start = "start" if number == 1 else f"stage{number - 1}/model"
         assert fit["model"]["init_args"]["model"] == f"{WORK}/{start}"
         assert fit["run_dir"] == f"{WORK}/stage{number}"
-        assert fit["model"]["init_args"]["torch_threads"] == features["model"]["init_args"]["torch_threads"] == 1
+        assert fit["model"]["init_args"]["torch_threads"] == (2 if number == 3 else 1)
         data = fit["data"]["init_args"]
         assert data["media"]["features"] == features["run_dir"]
         assert features["data"]["init_args"]["manifests"] == [data["train"], data["test"]]
