@@ -10,9 +10,12 @@ import longvid_train
 from longvid_train.evaluation.claims.catalogue import CLAIMS
 from longvid_train.evaluation.claims.llama_vid_answers import ComparedAnswers
 from longvid_train.evaluation.claims.llama_vid_long import FOLDERS
+from scripts.nano_scores import WINDOWS, answers_in_window
 
 ASSETS = Path(longvid_train.__file__).parent / "assets"
 LONG = CLAIMS["llama-vid-long-video"]
+LEAST = 0.8
+"""Two standard errors of 40 answers below the .90 that 400 clips show."""
 
 
 @pytest.mark.parametrize("stage", FOLDERS)
@@ -33,6 +36,16 @@ def test_a_stage_is_small_and_says_how_it_was_made(stage: str) -> None:
     assert (text["max_position_embeddings"], text["rope_parameters"]["rope_type"]) == (
         (512, "linear") if stage == "stage3" else (256, "default")
     )
+
+
+@pytest.mark.parametrize("stage", ["stage2", pytest.param("stage3", marks=pytest.mark.slow)])
+def test_unseen_clips_of_the_trained_window_are_answered(stage: str) -> None:
+    name = FOLDERS[stage]
+    answered = answers_in_window(ASSETS / name, WINDOWS[name], clips=40, seed=11)
+    for kind in ("needle", "order"):
+        scores = [one.score for one in answered if one.kind == kind]
+        assert len(scores) == 40
+        assert sum(scores) / 40 >= LEAST, kind
 
 
 @pytest.mark.slow
