@@ -21,11 +21,11 @@ from longvid_train.errors import UserError
 from longvid_train.evaluation.claims.answering import Answered, scored
 from longvid_train.evaluation.claims.asking import ask_encoded, encoded_clips
 from longvid_train.evaluation.claims.held_out import HeldOut, held_out_clips
-from longvid_train.evaluation.claims.llama_vid_long import GAP_S
 from longvid_train.evaluation.statistics import bootstrap_mean
 from longvid_train.generate.chat import VideoChat
 from longvid_train.rope.unextended import NoWindow
-from longvid_train.world.episode import WorldSettings
+from longvid_train.world.plan import world_settings
+from longvid_train.world.settings import SetSettings
 
 ASSETS = Path(longvid_train.__file__).parent / "assets"
 SEED = 1000
@@ -40,19 +40,25 @@ UNCOUNTED = ("needle", "order", "detail")
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """What a model was trained on: the length of its videos, their frames, and the kinds of questions."""
+    """What a model was trained on: the length of its videos, their frames and objects, and the kinds of questions."""
 
     duration_s: float
     frames: int
     kinds: tuple[str, ...]
-    gap_s: tuple[float, float] = WorldSettings.gap_s
+    most_objects: int = SetSettings.most_objects
+
+    @property
+    def gap_s(self) -> tuple[float, float]:
+        """The pauses between objects that a world of such videos has."""
+        world = SetSettings(videos={"test": 1}, most_objects=self.most_objects)
+        return world_settings(world, self.duration_s).gap_s
 
 
 WINDOWS = {
     "nano_onevision": Window(duration_s=8.0, frames=8, kinds=UNCOUNTED),
     "nano_video_llava": Window(duration_s=8.0, frames=8, kinds=UNCOUNTED),
     "nano_llama_vid_stage2": Window(duration_s=8.0, frames=8, kinds=KINDS),
-    "nano_llama_vid": Window(duration_s=135.0, frames=135, kinds=KINDS, gap_s=GAP_S),
+    "nano_llama_vid": Window(duration_s=135.0, frames=135, kinds=KINDS, most_objects=8),
 }
 """By folder of the model."""
 

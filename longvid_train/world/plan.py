@@ -136,7 +136,7 @@ class _Part:
             rng = _stream(self._split, self._seed, index)
             # A transcript has one line a second, so a text's length is a whole number of seconds.
             rate = Fraction(1) if use == "texts" else self._settings.fps
-            world = _world_settings(self._settings, _duration_s(self._settings, rate, rng))
+            world = world_settings(self._settings, _duration_s(self._settings, rate, rng))
             episode = make_episode(world, split=self._split, seed=self._seed, index=index)
             self.events.append(events_digest(episode))
             yield episode, rng
@@ -194,7 +194,7 @@ def _stream(split: str, seed: int, index: int) -> random.Random:
     return random.Random(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big"))
 
 
-def _world_settings(settings: SetSettings, duration_s: float) -> WorldSettings:
+def world_settings(settings: SetSettings, duration_s: float) -> WorldSettings:
     """How busy an episode of this length is: the usual pauses, or longer ones to stay near ``most_objects``."""
     usual = WorldSettings(duration_s=duration_s, overlap=settings.overlap, subtitles=settings.subtitles)
     stay_s = sum(usual.on_screen_s) / 2

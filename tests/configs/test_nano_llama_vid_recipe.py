@@ -12,6 +12,7 @@ import yaml
 
 from longvid_train import cli
 from longvid_train.world.settings import BuildSettings, parse_world
+from scripts.nano_scores import WINDOWS
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "train_nano_llama_vid.sh"
@@ -73,6 +74,16 @@ def test_the_world_s_held_out_lengths_are_trained() -> None:
         assert train.splits == ("train",) and held_out.splits == ("val",)
         assert train.duration_s[0] <= held_out.duration_s[0] and train.duration_s[1] == held_out.duration_s[1]
         assert train.most_objects == held_out.most_objects
+
+
+def test_scores_are_of_videos_as_trained() -> None:
+    by_name = {one.name: one for one in world().sets}
+    for folder, name in (("nano_llama_vid_stage2", "stage2"), ("nano_llama_vid", "stage3")):
+        window, trained = WINDOWS[folder], by_name[name]
+        assert trained.duration_s[0] <= window.duration_s <= trained.duration_s[1]
+        assert window.most_objects == trained.most_objects
+        assert window.frames == window.duration_s  # one frame a second, as in both stages
+        assert set(window.kinds) <= set(trained.kinds)
 
 
 def test_an_unknown_stage_is_refused_before_anything_is_made(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_the_costly_claim_asks_about_half_of_the_episodes_and_calibrates_on_as_m
 
 def test_a_long_episode_keeps_its_pauses() -> None:
     (calm,) = LLAMA_VID.held_out(1, 128, 0)
-    assert 10 < len(calm.clip.episode.appearances) < 25 and len(calm.clip.times_s) == 128
+    assert 4 < len(calm.clip.episode.appearances) < 12 and len(calm.clip.times_s) == 128
     busy = make_episode(WorldSettings(duration_s=128.0), split="test", seed=0, index=0)
     assert len(busy.appearances) > 40
 
