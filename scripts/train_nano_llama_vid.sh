@@ -35,7 +35,7 @@ for number in ${STAGES:-1 2 3}; do
     1) stage 1 "$work/start" stage1 --model.torch_threads 1 ;;
     2) stage 2 "$work/stage1/model" stage2_heldout --model.torch_threads 1 --trainer.max_epochs 4 ;;
     3) # eight rows of the longest videos in a step, more of shorter ones
-        stage 3 "$work/stage2/model" stage3_heldout --model.torch_threads 2 --trainer.max_epochs 4 --data.loading.batch_size 1 \
+        stage 3 "$work/stage2/model" stage3_heldout --model.torch_threads 2 --trainer.max_epochs 5 --data.loading.batch_size 1 \
             --data.loading.max_tokens_per_batch 2600
         ;;
     esac
