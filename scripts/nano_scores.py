@@ -3,8 +3,8 @@
     python -m scripts.nano_scores                       # the table of docs/nano.md: 400 clips a window, some 10 minutes
     python -m scripts.nano_scores nano_onevision --clips 100 --models runs/assets
 
-Clips are of split ``test`` and of a seed that neither the claims nor the tests use; one question of each kind about
-each, answered greedily. The table on stdout is Markdown, with bootstrap intervals of 95 %.
+Clips are of split ``test``, which no training draws from, and of a seed that no claim uses; one question of each kind
+about each, answered greedily. The table on stdout is Markdown, with bootstrap intervals of 95 %.
 """
 
 import argparse
@@ -14,28 +14,23 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import longvid_train
-from longvid_train.adaptation.settings import Adaptation
+from longvid_train.commands.reproduce import ASSETS
 from longvid_train.console import OneLineParser, argument, exit_status, say
 from longvid_train.errors import UserError
-from longvid_train.evaluation.claims.answering import Answered, scored
+from longvid_train.evaluation.claims.answering import NEW_TOKENS, Answered, scored
 from longvid_train.evaluation.claims.asking import ask_encoded, encoded_clips
+from longvid_train.evaluation.claims.held_out import KINDS as UNCOUNTED
 from longvid_train.evaluation.claims.held_out import HeldOut, held_out_clips
+from longvid_train.evaluation.claims.llama_vid_long import ADAPTATION, KINDS
 from longvid_train.evaluation.statistics import bootstrap_mean
 from longvid_train.generate.chat import VideoChat
-from longvid_train.rope.unextended import NoWindow
 from longvid_train.world.plan import world_settings
 from longvid_train.world.settings import SetSettings
 
-ASSETS = Path(longvid_train.__file__).parent / "assets"
 SEED = 1000
 CLIPS = 400
-NEW_TOKENS = 6
 AT_ONCE = 25
 """Clips that are rendered, encoded and asked together: bounds the memory."""
-
-KINDS = ("needle", "order", "count", "detail")
-UNCOUNTED = ("needle", "order", "detail")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +73,7 @@ def window_clips(window: Window, clips: int, seed: int) -> tuple[HeldOut, ...]:
 
 def answers_in_window(folder: Path, window: Window, clips: int, seed: int) -> list[Answered]:
     """Answers of a model to every question about the clips of its window."""
-    chat = VideoChat.load(
-        folder, adaptation=Adaptation(window=NoWindow(extrapolate=True)), device="cpu", dtype="float32"
-    )
+    chat = VideoChat.load(folder, adaptation=ADAPTATION, device="cpu", dtype="float32")
     held_out = window_clips(window, clips, seed)
     answered = []
     for first in range(0, clips, AT_ONCE):

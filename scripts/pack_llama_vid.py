@@ -18,7 +18,7 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import longvid_train
+from longvid_train.commands.reproduce import ASSETS
 from longvid_train.console import OneLineParser, exit_status
 from longvid_train.errors import UserError
 from longvid_train.evaluation.claims.llama_vid_long import FOLDERS
@@ -35,7 +35,6 @@ from longvid_train.models.adapter import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
 from longvid_train.training.tracking import read_metrics
 
 ROOT = Path(__file__).parents[1]
-ASSETS = Path(longvid_train.__file__).parent / "assets"
 BERT = ROOT / "configs" / "llama_vid" / "nano" / BERT_FILE
 STAGE_RUNS = "runs/nano_llama_vid"
 VARIANT_RUNS = "runs/llama_vid_variants"

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 from longvid_train.errors import UserError
+from longvid_train.launcher import BY_TORCHRUN, ELASTIC, are, check_number, check_set
 
-ELASTIC = "TORCHELASTIC_RUN_ID"
-"""By this Lightning knows torchrun."""
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 BY_HAND = ("LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What Lightning sets for the processes that it starts, and needs from who starts them in its place."""
@@ -25,7 +24,6 @@ SLURM_TASKS = ("SLURM_STEP_ID", "SLURM_NTASKS_PER_NODE")
 HOSTS = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
 INTERACTIVE = ("bash", "interactive")
 """Names of SLURM jobs in which Lightning starts the processes itself."""
-BY_TORCHRUN = "start it with torchrun (scripts/launch/torchrun.sh)"
 BY_SRUN = "start it with srun and --ntasks-per-node (scripts/launch/slurm.sh)"
 
 
@@ -70,21 +68,21 @@ def _lightning_sees_slurm(environment: Mapping[str, str]) -> bool:
 def _check_rank(environment: Mapping[str, str], sign: str, wanted: int | None) -> None:
     """The variables of torchrun, or of Lightning's own launcher, which sets ``NODE_RANK`` and no ``RANK``."""
     by_hand = "NODE_RANK" in environment and "RANK" not in environment and ELASTIC not in environment
-    _check_set(environment, BY_HAND if by_hand else TORCHRUN, sign=sign, remedy=BY_TORCHRUN)
+    check_set(environment, BY_HAND if by_hand else TORCHRUN, sign=sign, remedy=BY_TORCHRUN)
     for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "MASTER_PORT"):
-        _check_number(environment, name)
+        check_number(environment, name)
     if "WORLD_SIZE" in environment:
         _check_count(environment["WORLD_SIZE"], "WORLD_SIZE", wanted, "trainer.devices x trainer.num_nodes")
 
 
 def _check_slurm(environment: Mapping[str, str], nodes: int, on_host: int | None) -> None:
-    _check_set(environment, SLURM, sign="SLURM_NTASKS", remedy=BY_SRUN)
+    check_set(environment, SLURM, sign="SLURM_NTASKS", remedy=BY_SRUN)
     for name in SLURM:
-        _check_number(environment, name)
+        check_number(environment, name)
     if int(environment["SLURM_NTASKS"]) > 1:
-        _check_set(environment, SLURM_TASKS, sign="SLURM_NTASKS", remedy=BY_SRUN)
+        check_set(environment, SLURM_TASKS, sign="SLURM_NTASKS", remedy=BY_SRUN)
     if nodes > 1 and "MASTER_ADDR" not in environment:
-        _check_set(environment, ("SLURM_NODELIST",), sign="SLURM_NTASKS", remedy=BY_SRUN)
+        check_set(environment, ("SLURM_NODELIST",), sign="SLURM_NTASKS", remedy=BY_SRUN)
     counts = {"trainer.devices": on_host, "trainer.num_nodes": nodes}
     for name, key in (("SLURM_NTASKS_PER_NODE", "trainer.devices"), ("SLURM_NNODES", "trainer.num_nodes")):
         if name in environment:
@@ -118,24 +116,9 @@ def _check_hosts(environment: Mapping[str, str], nodes: int) -> None:
     missing = [name for name in HOSTS if not environment.get(name)]
     if missing:
         raise UserError(
-            f"trainer.num_nodes is {nodes} but {', '.join(missing)} {_are(missing)} not set, so this host cannot find "
+            f"trainer.num_nodes is {nodes} but {', '.join(missing)} {are(missing)} not set, so this host cannot find "
             "the others; start it on each host with scripts/launch/torchrun.sh, or with srun"
         )
-
-
-def _check_set(environment: Mapping[str, str], names: tuple[str, ...], *, sign: str, remedy: str) -> None:
-    missing = [name for name in names if not environment.get(name)]
-    if missing:
-        raise UserError(
-            f"{sign} is set but {', '.join(missing)} {_are(missing)} not; {remedy}, or unset {sign} to let longvid "
-            "start the processes of this machine"
-        )
-
-
-def _check_number(environment: Mapping[str, str], name: str) -> None:
-    text = environment.get(name, "0")
-    if not text.isdigit():
-        raise UserError(f"{name} is '{text}'; it must be a whole number, as its launcher sets it")
 
 
 def _check_count(text: str, name: str, wanted: int | None, keys: str) -> None:
@@ -146,7 +129,3 @@ def _check_count(text: str, name: str, wanted: int | None, keys: str) -> None:
             f"{name} is {text} but the config asks for {wanted} ({keys}); start {wanted} "
             "processes, or set --trainer.devices and --trainer.num_nodes to what was started"
         )
-
-
-def _are(names: list[str]) -> str:
-    return "is" if len(names) == 1 else "are"

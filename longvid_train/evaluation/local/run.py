@@ -24,10 +24,10 @@ from longvid_train.evaluation.local.settings import EvaluationSettings
 from longvid_train.evaluation.local.showing import Showing
 from longvid_train.generate.chat import resolve_device, resolve_dtype
 from longvid_train.generate.media import ReadOptions
+from longvid_train.launcher import BY_TORCHRUN, ELASTIC, check_number, check_set
 
 PREDICTIONS_FILE = "predictions.jsonl"
 LEFT_OUT_FILE = "left_out.jsonl"
-ELASTIC = "TORCHELASTIC_RUN_ID"
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 STARTED = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 """Number of processes, as torchrun, srun and mpirun tell it to each."""
@@ -47,8 +47,8 @@ def torchrun_rank() -> Rank | None:
     """The place of this process among torchrun's; ``None`` where it was not started by it.
 
     Raises:
-        UserError: a variable of torchrun is missing, or another launcher started several processes: each of them would
-            answer every question.
+        UserError: a variable of torchrun is missing or no number, or another launcher started several processes: each
+            of them would answer every question.
     """
     if ELASTIC not in os.environ:
         several = next((name for name in STARTED if os.environ.get(name, "1") != "1"), None)
@@ -58,12 +58,9 @@ def torchrun_rank() -> Rank | None:
                 f"question; start them with torchrun, start one with --processes N, or unset {several}"
             )
         return None
-    missing = [name for name in TORCHRUN if name not in os.environ]
-    if missing:
-        raise UserError(
-            f"{ELASTIC} is set but {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not; start with "
-            f"torchrun, or unset {ELASTIC}"
-        )
+    check_set(os.environ, TORCHRUN, sign=ELASTIC, remedy=BY_TORCHRUN)
+    for name in ("RANK", "WORLD_SIZE"):
+        check_number(os.environ, name)
     return Rank(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
 
 

@@ -12,7 +12,6 @@ from longvid_train.errors import UserError
 from longvid_train.evaluation.local.answering import POOL_BATCHES
 from longvid_train.evaluation.local.predictions import Prediction, read_predictions
 from longvid_train.evaluation.local.run import (
-    ELASTIC,
     LEFT_OUT_FILE,
     PREDICTIONS_FILE,
     STARTED,
@@ -27,6 +26,7 @@ from longvid_train.evaluation.local.settings import EvaluationSettings
 from longvid_train.generate.chat import VideoChat, VideoRequest
 from longvid_train.generate.media import ReadOptions
 from longvid_train.generate.options import GenerationOptions
+from longvid_train.launcher import ELASTIC
 from longvid_train.video import UniformFrames
 from tests.evaluation.local.conftest import row, rows, write_rows
 
@@ -126,8 +126,9 @@ def test_torchrun_ranks_write_one_file(settings: EvaluationSettings, tmp_path: P
     [
         ({"WORLD_SIZE": "4"}, "WORLD_SIZE is '4' but TORCHELASTIC_RUN_ID is not set"),
         ({"SLURM_STEP_NUM_TASKS": "2"}, "SLURM_STEP_NUM_TASKS is '2' but .*start one with --processes N, or unset"),
-        ({"TORCHELASTIC_RUN_ID": "a", "RANK": "0", "MASTER_PORT": "1"}, "WORLD_SIZE, MASTER_ADDR are not; start with"),
+        ({"TORCHELASTIC_RUN_ID": "a", "RANK": "0", "MASTER_PORT": "1"}, "WORLD_SIZE, MASTER_ADDR are not; start it with"),
         ({"TORCHELASTIC_RUN_ID": "a", "RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "1"}, "MASTER_ADDR is not; start"),
+        ({**dict.fromkeys(TORCHRUN, "1"), ELASTIC: "a", "RANK": "one"}, "RANK is 'one'; it must be a whole number"),
     ],
 )
 def test_half_a_launcher_is_refused_before_anything_is_read(
