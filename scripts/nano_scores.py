@@ -79,7 +79,7 @@ def answers_in_window(folder: Path, window: Window, clips: int, seed: int) -> li
     for first in range(0, clips, AT_ONCE):
         part = held_out[first : first + AT_ONCE]
         asked = ask_encoded(chat, part, encoded_clips(chat, part), new_tokens=NEW_TOKENS)
-        answered += [scored(question, answer.answer) for question, answer, _ in asked]
+        answered += [scored(one, question, answer.answer) for one, question, answer, _ in asked]
         say(f"{folder.name}: {first + len(part)} of {clips} clips")
     return answered
 

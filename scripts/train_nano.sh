@@ -3,8 +3,9 @@
 # stages each, each on one thread, both at the same time.
 # usage: scripts/train_nano.sh [WORK]        default WORK: runs/nano_backbones
 # environment: FAMILIES="onevision video_llava llama_vid"  OUT=longvid_train/assets  DEVICE=cpu|cuda
-# llama_vid is LLaMA-VID's three stages and the variants of the paper's tables; it asks for nano_llama_vid* to be gone.
-# Hardware: 2 CPU cores, about an hour, and an hour and a half for llama_vid; the same seed, device and threads give the same files.
+# llama_vid is LLaMA-VID's three stages and the variants of the paper's tables, on the CPU; it asks for OUT/nano_llama_vid* to be gone.
+# Hardware: 2 CPU cores, about an hour, and two hours and a half for llama_vid; the same seed, device and threads give the same
+# files.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=${1:-runs/nano_backbones}
@@ -22,11 +23,27 @@ train() {
     "${recipe[@]}" finish --start "$folder/polish" --out "$out/nano_$family" "${options[@]}"
 }
 
+for family in ${FAMILIES:-}; do
+    case $family in
+    onevision | video_llava | llama_vid) ;;
+    *) echo "family '$family' is unknown; known are onevision, video_llava and llama_vid" >&2; exit 2 ;;
+    esac
+done
 if [[ " ${FAMILIES:-} " == *" llama_vid "* ]]; then
-    bash scripts/train_nano_llama_vid.sh
-    bash scripts/train_llama_vid_variants.sh
-    python -m scripts.pack_llama_vid stages runs/nano_llama_vid --out "$out"
-    python -m scripts.pack_llama_vid variants runs/llama_vid_variants --out "$out"
+    if [[ ${DEVICE:-cpu} != cpu ]]; then
+        echo "DEVICE is '$DEVICE', but llama_vid is trained on the CPU; leave DEVICE out, or llama_vid" >&2
+        exit 2
+    fi
+    for folder in "$out"/nano_llama_vid{,_stage2,_variants}; do
+        if [[ -e $folder ]]; then
+            echo "$folder exists; delete it, or name another folder with OUT" >&2
+            exit 2
+        fi
+    done
+    bash scripts/train_nano_llama_vid.sh "$work/llama_vid"
+    bash scripts/train_llama_vid_variants.sh "$work/llama_vid_variants"
+    python -m scripts.pack_llama_vid stages "$work/llama_vid" --out "$out"
+    python -m scripts.pack_llama_vid variants "$work/llama_vid_variants" --out "$out"
 fi
 
 pids=()

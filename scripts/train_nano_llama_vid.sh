@@ -16,7 +16,14 @@ stage() {
     shift 3
     local run=$work/stage$number features=$work/features$number
     local train=$work/world/stage$number/train/manifest.jsonl test=$work/world/$held_out/val/manifest.jsonl
+    local recipe
+    recipe=$(sha256sum configs/world/nano_llama_vid.yaml "configs/llama_vid/nano/stage$number.yaml" && echo "$start $*")
+    if [[ -f $run.recipe && $(<"$run.recipe") != "$recipe" ]]; then
+        echo "$run was trained by another recipe than this script has now; delete $run and $run.recipe, or name another WORK" >&2
+        exit 2
+    fi
     if [[ -d $run/model ]]; then return; fi
+    mkdir -p "$work" && echo "$recipe" > "$run.recipe"
     $longvid predict --config configs/llama_vid/nano/features.yaml --run_dir "$features" --model.model "$work/start" \
         --model.torch_threads 1 --data.manifests "[$train, $test]"
     local resume=()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from longvid_train.errors import UserError
+from longvid_train.files import sha256_file
 
 BLOCK_BYTES = 4096
 BLOCKS = 16
@@ -46,6 +47,17 @@ def fingerprint(folder: Path) -> str:
         for block in _blocks(tensor):
             digest.update(block)
     return digest.hexdigest()
+
+
+def file_digests(folder: Path, *, but: str | None = None) -> dict[str, str]:
+    """SHA-256 of every file in a folder and below it, by its path there.
+
+    Args:
+        folder: of a small model, or of what stands beside a large one's weights.
+        but: a suffix of files that are left out, e.g. ``".safetensors"``.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != but)
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
 
 
 def _read_config(path: Path) -> Any:

@@ -17,19 +17,20 @@ from scripts.nano_scores import WINDOWS
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "train_nano_llama_vid.sh"
 WORLD = ROOT / "configs" / "world" / "nano_llama_vid.yaml"
-WORK = "runs/somewhere"
 
 
 def commands(tmp_path: Path, stages: str) -> list[list[str]]:
     """The words of every ``longvid`` command, from a stand-in that writes them down."""
     stand_in, heard = tmp_path / "longvid", tmp_path / "heard.jsonl"
-    heard.touch()
+    heard.write_text("")
     stand_in.write_text(
         f"#!{sys.executable}\nimport json, sys\nopen({str(heard)!r}, 'a').write(json.dumps(sys.argv[1:]) + chr(10))\n"
     )
     stand_in.chmod(0o755)
     environment = {**os.environ, "LONGVID": str(stand_in), "STAGES": stages}
-    done = subprocess.run(["bash", str(SCRIPT), WORK], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", str(SCRIPT), str(tmp_path / "work")], env=environment, capture_output=True, text=True
+    )
     if done.returncode:
         raise RuntimeError(f"{done.returncode}: {done.stderr.strip()} ({heard.read_text()!r} was run)")
     return [json.loads(line) for line in heard.read_text().splitlines()]
@@ -49,19 +50,20 @@ def test_stages_parse_and_follow_each_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
+    work = tmp_path / "work"
     first, *stages = [words for words in commands(tmp_path, "1 2 3") if words[0] != "init"]
     assert first[:3] == ["world", "--config", "configs/world/nano_llama_vid.yaml"]
     sets = {one.name for one in world().sets}
     for number, (encoding, fitting) in enumerate(zip(stages[::2], stages[1::2], strict=True), start=1):
         features, fit = parsed(encoding, capsys), parsed(fitting, capsys)
         start = "start" if number == 1 else f"stage{number - 1}/model"
-        assert fit["model"]["init_args"]["model"] == f"{WORK}/{start}"
-        assert fit["run_dir"] == f"{WORK}/stage{number}"
+        assert fit["model"]["init_args"]["model"] == f"{work}/{start}"
+        assert fit["run_dir"] == f"{work}/stage{number}"
         assert fit["model"]["init_args"]["torch_threads"] == (2 if number == 3 else 1)
         data = fit["data"]["init_args"]
         assert data["media"]["features"] == features["run_dir"]
         assert features["data"]["init_args"]["manifests"] == [data["train"], data["test"]]
-        train, held_out = (Path(data[name]).relative_to(f"{WORK}/world").parts for name in ("train", "test"))
+        train, held_out = (Path(data[name]).relative_to(f"{work}/world").parts for name in ("train", "test"))
         assert train == (f"stage{number}", "train", "manifest.jsonl") and held_out[1:] == ("val", "manifest.jsonl")
         assert {train[0], held_out[0]} <= sets
     assert len(stages) == 6
@@ -89,6 +91,33 @@ def test_scores_are_of_videos_as_trained() -> None:
 def test_an_unknown_stage_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"^2: stage '4' is unknown; stages are 1, 2 and 3 \(''"):
         commands(tmp_path, "1 4")
+
+
+def test_a_stage_of_another_recipe_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    commands(tmp_path, "1 3")
+    (work / "stage1" / "model").mkdir(parents=True)
+    (work / "stage3" / "model").mkdir(parents=True)
+    assert [words[0] for words in commands(tmp_path, "1 3")] == ["world", "init"]  # both are there
+    recipe = work / "stage3.recipe"
+    recipe.write_text(recipe.read_text().replace("max_epochs 5", "max_epochs 4"))
+    with pytest.raises(RuntimeError, match=r"^2: .*/stage3 was trained by another recipe .*; delete .*stage3\.recipe"):
+        commands(tmp_path, "1 3")
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"FAMILIES": "llama"}, "family 'llama' is unknown; known are onevision, video_llava and llama_vid"),
+        ({"FAMILIES": "llama_vid", "DEVICE": "cuda"}, "DEVICE is 'cuda', but llama_vid is trained on the CPU"),
+        ({"FAMILIES": "llama_vid"}, "longvid_train/assets/nano_llama_vid exists; delete it, or name another folder"),
+    ],
+)
+def test_all_families_script_refuses_before_it_trains(environment: dict[str, str], message: str) -> None:
+    script = ROOT / "scripts" / "train_nano.sh"
+    plain = {name: value for name, value in os.environ.items() if name not in ("FAMILIES", "DEVICE", "OUT")}
+    done = subprocess.run(["bash", str(script)], env={**plain, **environment}, capture_output=True, text=True)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("path", [SCRIPT, WORLD], ids=lambda path: path.name)

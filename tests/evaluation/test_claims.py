@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +18,12 @@ from longvid_train.evaluation.claims import answering
 from longvid_train.evaluation.claims.answering import Answered, answer_clips, encode_clips
 from longvid_train.evaluation.claims.catalogue import ALL, CLAIMS, choose_claims
 from longvid_train.evaluation.claims.cells import BackboneAnswers, CellStore, Grid, Scores, run_grid
+from longvid_train.evaluation.claims.checking import Settings, check_claim
+from longvid_train.evaluation.claims.claim import keeps, no_better
 from longvid_train.evaluation.claims.held_out import KINDS, held_out_clips
 from longvid_train.evaluation.claims.methods import INTP_METHODS, TUNED, VISUAL_WINDOW_METHODS, tuned_method
 from longvid_train.evaluation.claims.pages import checks_table, claim_png, claim_values, scores_table
+from longvid_train.evaluation.statistics import bootstrap_mean
 from longvid_train.models.backbones import BackboneProcessor, generate, load_backbone
 from longvid_train.rope.extension import extended
 from longvid_train.rope.scale import TokenCounts
@@ -36,8 +40,8 @@ def onevision(untrained_onevision: Path):
 def cell(scores: list[float]) -> list[Answered]:
     kinds = [KINDS[index % len(KINDS)] for index in range(len(scores))]
     return [
-        Answered(kind=kind, question="?", truth="a", answer="a" if score else "b", score=score)
-        for kind, score in zip(kinds, scores, strict=True)
+        Answered(episode=str(index), kind=kind, question="?", truth="a", answer="a" if score else "b", score=score)
+        for index, (kind, score) in enumerate(zip(kinds, scores, strict=True))
     ]
 
 
@@ -143,7 +147,7 @@ def test_a_run_goes_on_where_it_stopped_and_answers_as_one_run(onevision, tmp_pa
     progress = Progress()
     whole = run(tmp_path / "a")
     assert asked == [(8, 0), (8, 1), (16, 0), (16, 1)] and progress == [(n, 8) for n in range(1, 9)]
-    (tmp_path / "a" / "visual_yarn_progressive_16_1.json").unlink()
+    (tmp_path / "a" / f"visual_yarn_progressive_{methods[1].digest()}_16_1.json").unlink()
     asked.clear()
     again = run(tmp_path / "a")
     assert asked == [(16, 1)]
@@ -187,14 +191,65 @@ def test_visual_window_checks_hold_for_the_paper_s_order_and_fail_without_it() -
 def test_intp_checks_hold_for_the_paper_s_curve_and_fail_without_it() -> None:
     claim = CLAIMS["intp-frames"]
     curve = {8: 0.5, 16: 0.7, 32: 0.75, 64: 0.6}
-    paper = claim.checks(
-        made_scores(claim, lambda method, frames: curve[frames] - (0.2 if method == "intp_consecutive" else 0.0))
-    )
+    loss = {("intp_consecutive", frames): 0.2 for frames in curve} | {("intp", 8): 0.1}
+    paper = claim.checks(made_scores(claim, lambda method, frames: curve[frames] - loss.get((method, frames), 0.0)))
     assert [check.holds for check in paper] == [True] * 5
     rising = claim.checks(made_scores(claim, lambda method, frames: 0.9 if frames == 64 else 0.5))
-    assert [check.holds for check in rising] == [True, False, False, False, False]
-    other = claim.checks(made_scores(claim, lambda method, frames: 0.5 if method == "none" else 0.4))
-    assert not other[0].holds
+    assert [check.holds for check in rising] == [False] * 5
+    assert rising[0].here == "+0.0 points (+0.0 to +0.0); one group is neither rearranged nor stretched"
+
+
+def test_no_difference_needs_enough_answers_to_exclude_one() -> None:
+    """Few answers or a loss of the margin do not keep; a small loss that is sure does."""
+    unsure, small, large = bootstrap_mean([-1.0, 1.0] * 20), bootstrap_mean([-0.01] * 40), bootstrap_mean([-0.06] * 40)
+    assert [keeps(one) for one in (unsure, small, large)] == [False, True, False]
+    assert [no_better(one) for one in (unsure, small, large)] == [False, True, True]
+    assert not no_better(bootstrap_mean([0.06] * 40))
+
+
+def test_intervals_draw_whole_episodes() -> None:
+    """Three equal answers an episode, at two numbers of frames: as sure as one answer an episode."""
+    once = [float(index % 3 == 0) for index in range(60)]
+
+    def cells(per_episode: int) -> list[Answered]:
+        return [
+            Answered(episode=str(index), kind="needle", question=str(place), truth="a", answer="", score=score)
+            for index, score in enumerate(once)
+            for place in range(per_episode)
+        ]
+
+    worse = [replace(one, score=0.0) for one in cells(3)]
+    scores = Scores({("a", 8): cells(3), ("a", 16): cells(3), ("b", 8): worse, ("b", 16): worse})
+    assert scores.interval("a", 8, 16) == replace(Scores({("a", 8): cells(1)}).interval("a", 8), n=360)
+    assert scores.gain_beyond("a", "b", (8, 16)) == scores.interval("a", 8, 16)
+    with pytest.raises(AssertionError):
+        Scores({("a", 8): cells(1), ("b", 8): [replace(one, episode="z") for one in cells(1)]}).gain(("a", 8), ("b", 8))
+
+
+def test_answers_under_another_adaptation_are_not_read(tmp_path: Path) -> None:
+    store, method = CellStore(tmp_path, {"model": "a"}), VISUAL_WINDOW_METHODS[0]
+    store.write(method, 8, 0, cell([1.0, 0.0]))
+    assert store.read(method, 8, 0) == cell([1.0, 0.0])
+    assert store.read(replace(method, adaptation=VISUAL_WINDOW_METHODS[-1].adaptation), 8, 0) is None
+    assert store.read(replace(method, weights="b"), 8, 0) is None
+    assert len({one.digest() for one in (*VISUAL_WINDOW_METHODS, *INTP_METHODS)}) == 12  # "none" is in both
+
+
+@pytest.mark.parametrize("changed", ["chat_template.jinja", "preprocessor_config.json"])
+def test_answers_of_a_model_with_another_processor_are_refused(
+    untrained_onevision: Path, tmp_path: Path, changed: str
+) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(untrained_onevision, models / "nano_onevision")
+    claim = CLAIMS["zoomvlm"]
+    claim = replace(claim, grid=replace(claim.grid, methods=claim.grid.methods[:1]), checks=lambda scores: ())
+    settings = Settings(out=tmp_path / "out", episodes=2, seeds=1, models=models, llama_vid=None)
+    for _ in range(2):
+        assert check_claim(claim, settings, shows_progress=False).values["scores"][0]["n"] == 2 * len(KINDS)
+    with (models / "nano_onevision" / changed).open("a", encoding="utf-8") as file:
+        file.write(" ")
+    with pytest.raises(UserError, match="another model; choose another --out"):
+        check_claim(claim, settings, shows_progress=False)
 
 
 def test_pages_hold_every_number(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def made_scores(claim: Claim, right) -> Scores:
         for frames in claim.grid.frames:
             cells[method.name, frames] = [
                 Answered(
+                    episode=f"{kind}-{frames}-{index}",
                     kind=kind,
                     question="?",
                     truth="a",
@@ -78,7 +79,7 @@ def test_the_costly_claim_asks_about_half_of_the_episodes_and_calibrates_on_as_m
 
 
 def test_a_long_episode_keeps_its_pauses() -> None:
-    (calm,) = LLAMA_VID.held_out(1, 128, 0)
+    calm, _ = LLAMA_VID.held_out(2, 128, 0)
     assert 4 < len(calm.clip.episode.appearances) < 12 and len(calm.clip.times_s) == 128
     busy = make_episode(WorldSettings(duration_s=128.0), split="test", seed=0, index=0)
     assert len(busy.appearances) > 40
@@ -158,7 +159,9 @@ def test_other_claims_have_no_bits(name: str) -> None:
     assert CLAIMS[name].coding is None
     scores = Scores(
         {
-            (method.name, count): [Answered(kind=kind, question="", truth="", answer="", score=1.0) for kind in KINDS]
+            (method.name, count): [
+                Answered(episode="a", kind=kind, question="", truth="", answer="", score=1.0) for kind in KINDS
+            ]
             for method in CLAIMS[name].grid.methods
             for count in CLAIMS[name].grid.frames
         }

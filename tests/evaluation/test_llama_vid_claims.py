@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,7 @@ def made_scores(claim, right) -> Scores:
         {
             (method.name, frames): [
                 Answered(
+                    episode=f"{kind}-{frames}-{index}",
                     kind=kind,
                     question="?",
                     truth="a",
@@ -186,6 +188,7 @@ def test_models_with_different_towers_are_refused(tmp_path: Path) -> None:
         save_tiny_checkpoint(tmp_path / name, seed=seed)
     compared = Compared(
         files=lambda folder: (folder / "a" / "config.json", folder / "b" / "config.json", folder / "c"),
+        folders=("a", "b"),
         load=lambda folder, name: VideoChat.load(folder / name, device="cpu"),
     )
     with pytest.raises(UserError, match=r"/c does not exist; name the folder of the nano models with --models"):
@@ -247,9 +250,11 @@ def test_the_gain_of_the_third_stage_is_checked_over_all_and_by_kind() -> None:
 
 
 def test_long_videos_outgrow_the_second_stage_and_are_asked_four_kinds() -> None:
-    for frames in LONG.grid.frames:
-        clips = LONG.held_out(4, frames, 0)
-        assert len(clips) == 2
+    shown: set[str] = set()
+    for frames, seed in product(LONG.grid.frames, (0, 1)):
+        clips = LONG.held_out(4, frames, seed)
+        assert len(clips) == 2 and not shown & {one.clip.episode.episode_id for one in clips}
+        shown |= {one.clip.episode.episode_id for one in clips}
         for one in clips:
             assert one.clip.episode.duration_s == frames == len(one.clip.times_s)
             assert one.clip.episode.split == "test"

@@ -11,7 +11,7 @@ from scripts.nano_scores import ASSETS, SEED, WINDOWS, main, scores_row, window_
 
 def answered(kind: str, right: int, wrong: int) -> list[Answered]:
     scores = [1.0] * right + [0.0] * wrong
-    return [Answered(kind=kind, question="?", truth="a", answer="", score=score) for score in scores]
+    return [Answered(episode="a", kind=kind, question="?", truth="a", answer="", score=score) for score in scores]
 
 
 def test_a_row_has_shares_with_intervals_and_leaves_out_kinds_nobody_asked() -> None:

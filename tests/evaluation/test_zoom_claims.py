@@ -41,6 +41,7 @@ def made_scores(claim, right, words=lambda method, index: "b") -> Scores:
         {
             (method.name, 8): [
                 Answered(
+                    episode=f"{kind}-{index}",
                     kind=kind,
                     question="?",
                     truth="a",
@@ -122,6 +123,8 @@ def test_ablation_checks_hold_for_the_paper_s_order_and_fail_without_it() -> Non
     assert [check.holds for check in paper] == [True] * 5
     flat = ABLATIONS.checks(made_scores(ABLATIONS, lambda method, kind: 0.5))
     assert not any(check.holds for check in flat)
+    more = ABLATIONS.checks(made_scores(ABLATIONS, lambda method, kind: (rank | {"m4": 0.95}).get(method, 0.4)))
+    assert not more[-1].holds and more[-1].here.startswith("-25.0 points")  # above no adjustment, below m = 4
 
 
 def test_pages_say_what_a_question_takes() -> None:
@@ -137,7 +140,7 @@ def test_pages_say_what_a_question_takes() -> None:
 
 
 def made_flat(claim) -> Scores:
-    answer = Answered(kind="needle", question="?", truth="a", answer="a", score=1.0)
+    answer = Answered(episode="a", kind="needle", question="?", truth="a", answer="a", score=1.0)
     answers = [replace(answer, kind=kind) for kind in KINDS for _ in range(2)]
     return Scores({(method.name, count): answers for method in claim.grid.methods for count in claim.grid.frames})
 

@@ -29,13 +29,14 @@ BATCH = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """One question, the model's answer and its score between 0 and 1.
+    """One question about an episode, the model's answer and its score between 0 and 1.
 
     Questions that were asked one by one (`asking`) also have what they took: tokens of the video, tokens generated and
     wall-clock seconds. Answers of a claim about KV caches (`coded`) have the measured bytes of the cache, a question's
     share of its batch, and of a compressed one the measured bits a number.
     """
 
+    episode: str
     kind: str
     question: str
     truth: str
@@ -48,9 +49,10 @@ class Answered:
     cache_bytes: float | None = None
 
 
-def scored(question: Question, answer: str) -> Answered:
+def scored(about: HeldOut, question: Question, answer: str) -> Answered:
     """An answer with its score and nothing measured."""
     return Answered(
+        episode=about.clip.episode.episode_id,
         kind=question.kind,
         question=question.text,
         truth=question.answer,
@@ -116,7 +118,7 @@ def answer_clips(
             {} if known is None else known,
             first,
         )
-    return [scored(question, text) for (_, question), text in zip(asked, texts, strict=True)]
+    return [scored(clips[row], question, text) for (row, question), text in zip(asked, texts, strict=True)]
 
 
 def _answer(

@@ -60,7 +60,7 @@ def ask_clips(chat: VideoChat, clips: Sequence[HeldOut], *, new_tokens: int = NE
             answer = talk.fork().ask(question.text, options)
             answered.append(
                 replace(
-                    scored(question, answer.answer),
+                    scored(one, question, answer.answer),
                     visual_tokens=answer.visual_tokens,
                     new_tokens=answer.new_tokens,
                     seconds=encoded.decode_s + encoded.encode_s + answer.seconds,
@@ -84,7 +84,7 @@ def encoded_clips(chat: VideoChat, clips: Sequence[HeldOut]) -> list[Conversatio
 
 def ask_encoded(
     chat: VideoChat, clips: Sequence[HeldOut], talks: Sequence[Conversation], *, new_tokens: int
-) -> Iterator[tuple[Question, Answer, int]]:
+) -> Iterator[tuple[HeldOut, Question, Answer, int]]:
     """Answer every question of every clip, greedily, in left-padded batches.
 
     Args:
@@ -94,16 +94,16 @@ def ask_encoded(
         new_tokens: longest answer.
 
     Yields:
-        Clip after clip, question after question: the question, its answer and how many its batch had.
+        Clip after clip, question after question: the clip, the question, its answer and how many its batch had.
     """
-    asked = [(talk, question) for talk, one in zip(talks, clips, strict=True) for question in one.questions]
+    asked = [(talk, one, question) for talk, one in zip(talks, clips, strict=True) for question in one.questions]
     options = GenerationOptions(max_new_tokens=new_tokens)
     for first in range(0, len(asked), BATCH):
         batch = asked[first : first + BATCH]
-        twins = [_same_media(chat, talk) for talk, _ in batch]
-        answers = chat.ask_batch(twins, [question.text for _, question in batch], options)
-        for (_, question), answer in zip(batch, answers, strict=True):
-            yield question, answer, len(batch)
+        twins = [_same_media(chat, talk) for talk, _, _ in batch]
+        answers = chat.ask_batch(twins, [question.text for _, _, question in batch], options)
+        for (_, one, question), answer in zip(batch, answers, strict=True):
+            yield one, question, answer, len(batch)
 
 
 def _same_media(chat: VideoChat, talk: Conversation) -> Conversation:

@@ -16,7 +16,7 @@ from longvid_train.evaluation.claims.answering import Answered, KnownTexts, answ
 from longvid_train.evaluation.claims.asking import ask_clips, chat_under
 from longvid_train.evaluation.claims.held_out import HeldOut
 from longvid_train.evaluation.claims.methods import Method
-from longvid_train.evaluation.statistics import Interval, bootstrap_mean
+from longvid_train.evaluation.statistics import Interval, bootstrap_clusters
 from longvid_train.files import write_json
 from longvid_train.models.backbones import BackboneProcessor
 from longvid_train.models.backbones.load import AnyBackbone
@@ -71,12 +71,16 @@ class CellStore:
         write_json(self._path(method, frames, seed), [asdict(one) for one in answers])
 
     def _path(self, method: Method, frames: int, seed: int) -> Path:
-        name = f"{method.name}_{method.weights}" if method.weights else method.name
-        return self._folder / f"{name}_{frames}_{seed}.json"
+        """A method whose adaptation or weights changed has other files."""
+        return self._folder / f"{method.name}_{method.digest()}_{frames}_{seed}.json"
 
 
 class Scores:
-    """Answers of every cell of a grid, by method and number of frames; seeds one after another."""
+    """Answers of every cell of a grid, by method and number of frames; seeds one after another.
+
+    Intervals are of whole episodes drawn again, since answers about one episode depend on each other: those to its
+    other questions, and those about it at other numbers of frames.
+    """
 
     def __init__(self, answers: dict[tuple[str, int], list[Answered]]) -> None:
         self._answers = answers
@@ -87,12 +91,12 @@ class Scores:
 
     def values(self, method: str, *frames: int, kind: str | None = None) -> NDArray[np.float64]:
         """Scores in the order of the questions, which is the same for all methods."""
-        answered = [one for count in frames for one in self._answers[method, count]]
-        return np.array([one.score for one in answered if kind in (None, one.kind)])
+        return np.array([one.score for one in self._asked(method, frames, kind)])
 
     def interval(self, method: str, *frames: int, kind: str | None = None) -> Interval:
         """Mean score and its interval."""
-        return bootstrap_mean(list(self.values(method, *frames, kind=kind)))
+        asked = self._asked(method, frames, kind)
+        return bootstrap_clusters([one.score for one in asked], [one.episode for one in asked])
 
     def answers(self, method: str, frames: int) -> list[Answered]:
         """Of a cell, in the order of `values`."""
@@ -100,11 +104,21 @@ class Scores:
 
     def gain(self, better: tuple[str, int], worse: tuple[str, int], *, kind: str | None = None) -> Interval:
         """Mean of the paired differences of two cells that were asked the same questions."""
-        return bootstrap_mean(list(self.values(*better, kind=kind) - self.values(*worse, kind=kind)))
+        return self._paired(self._asked(better[0], better[1:], kind), self._asked(worse[0], worse[1:], kind))
 
     def gain_beyond(self, better: str, worse: str, frames: Sequence[int], *, kind: str | None = None) -> Interval:
         """The same over several numbers of frames together."""
-        return bootstrap_mean(list(self.values(better, *frames, kind=kind) - self.values(worse, *frames, kind=kind)))
+        return self._paired(self._asked(better, frames, kind), self._asked(worse, frames, kind))
+
+    def _asked(self, method: str, frames: Sequence[int], kind: str | None) -> list[Answered]:
+        answered = [one for count in frames for one in self._answers[method, count]]
+        return [one for one in answered if kind in (None, one.kind)]
+
+    @staticmethod
+    def _paired(better: Sequence[Answered], worse: Sequence[Answered]) -> Interval:
+        pairs = list(zip(better, worse, strict=True))
+        assert all((one.episode, one.question) == (other.episode, other.question) for one, other in pairs)
+        return bootstrap_clusters([one.score - other.score for one, other in pairs], [one.episode for one, _ in pairs])
 
     def bits(self, method: str) -> float:
         """Measured bits of a number of a method's KV cache, mean over all its answers.

@@ -4,11 +4,13 @@ Claims do not depend on each other, so that several can be checked at once, each
 nano models are too small for more.
 """
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -18,17 +20,16 @@ from longvid_train.evaluation.claims.catalogue import ALL, AnyClaim
 from longvid_train.evaluation.claims.cells import BackboneAnswers, CellStore, run_grid
 from longvid_train.evaluation.claims.claim import Claim, ComputedClaim, Finding
 from longvid_train.evaluation.claims.coded import CodedAnswers
-from longvid_train.evaluation.claims.held_out import HeldOut
+from longvid_train.evaluation.claims.held_out import HeldOut, clips_hash
 from longvid_train.evaluation.claims.llama_vid_answers import ComparedAnswers
 from longvid_train.evaluation.claims.methods import Method, tuned_method
 from longvid_train.evaluation.claims.models_plot import models_png
 from longvid_train.evaluation.claims.pages import claim_png, claim_tables, claim_values
-from longvid_train.files import atomic_path, sha256_file, write_json
-from longvid_train.models.adapter import WEIGHTS_FILE
+from longvid_train.files import atomic_path, write_json
 from longvid_train.models.backbones import BackboneProcessor, load_backbone
 from longvid_train.models.backbones.adapted import load_adapted_backbone, read_backbone_adapter
 from longvid_train.models.backbones.load import AnyBackbone
-from longvid_train.models.fingerprint import fingerprint
+from longvid_train.models.fingerprint import file_digests, fingerprint
 from longvid_train.pool import worker_pool
 
 NANO_LLAMA_VID = "nano_llama_vid"
@@ -119,7 +120,7 @@ def _check_grid(claim: Claim, source: Path, settings: Settings, *, shows_progres
         claim = replace(claim, grid=replace(claim.grid, methods=(*claim.grid.methods, tuned.method)))
     store = CellStore(
         settings.out / claim.name / "cells",
-        {"claim": claim.name, "model": _model_identity(claim, source, settings), "episodes": settings.episodes},
+        _cell_settings(claim, source, settings),
     )
     scores = run_grid(
         claim.grid,
@@ -140,9 +141,24 @@ def _check_grid(claim: Claim, source: Path, settings: Settings, *, shows_progres
     )
 
 
-def _model_identity(claim: Claim, source: Path, settings: Settings) -> str | dict[str, str]:
-    """What tells the answers of other models apart."""
-    return fingerprint(source) if claim.compared is None else claim.compared.digests(settings.models)
+def _cell_settings(claim: Claim, source: Path, settings: Settings) -> dict[str, Any]:
+    """What makes the answers of a claim what they are, beside the methods' adaptations."""
+    return {
+        "claim": claim.name,
+        "model": _model_identity(claim, source, settings),
+        "episodes": settings.episodes,
+        "questions": {
+            str(frames): clips_hash(claim.held_out(settings.episodes, frames, 0)) for frames in claim.grid.frames
+        },
+        "coding": None if claim.coding is None else claim.coding.values(claim.grid.methods),
+    }
+
+
+def _model_identity(claim: Claim, source: Path, settings: Settings) -> dict[str, str]:
+    """What tells the answers of other models apart: weights, configs, processors and tokenizers."""
+    if claim.compared is not None:
+        return claim.compared.digests(settings.models)
+    return {"fingerprint": fingerprint(source)} | file_digests(source, but=".safetensors")
 
 
 def _answers(
@@ -185,7 +201,7 @@ def _tuned(claim: Claim, models: Path) -> _Tuned | None:
     adapter = read_backbone_adapter(models / claim.adapter)
     assert claim.model is not None, "a claim with an adapter names the nano model it belongs to"
     base = adapter.base_folder(models / claim.model)
-    digest = sha256_file(models / claim.adapter / WEIGHTS_FILE)
+    digest = hashlib.sha256(repr(sorted(file_digests(models / claim.adapter).items())).encode()).hexdigest()
     backbone = load_adapted_backbone(base, adapter, dtype="float32", merged=True)
     return _Tuned(tuned_method(adapter.adaptation, digest[:12]), backbone)
 

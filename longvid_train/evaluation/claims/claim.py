@@ -91,6 +91,20 @@ class Claim:
     compared: Compared | None = None
 
 
+MARGIN = 0.05
+"""Accuracy, in shares, that a claim of no difference allows for: less cannot be told at some hundred questions."""
+
+
+def keeps(gain: Interval) -> bool:
+    """Whether a loss of as much as `MARGIN` is excluded (non-inferiority: the whole interval lies above it)."""
+    return gain.low > -MARGIN
+
+
+def no_better(gain: Interval) -> bool:
+    """Whether a gain of as much as `MARGIN` is excluded."""
+    return gain.high < MARGIN
+
+
 def percent(found: Interval) -> str:
     """``"61 % (57 to 65)"``."""
     return f"{100 * found.mean:.0f} % ({100 * found.low:.0f} to {100 * found.high:.0f})"

@@ -4,10 +4,10 @@ Everything goes the way of ``longvid ask``: a quantizer is saved, named in an ad
 questions pass the model in left-padded batches. Only frames are shared: a clip is encoded once for all methods.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +16,7 @@ from longvid_train.adaptation.reading import adaptation_values
 from longvid_train.adaptation.settings import Adaptation
 from longvid_train.evaluation.claims.answering import NEW_TOKENS, Answered, scored
 from longvid_train.evaluation.claims.asking import ask_encoded, encoded_clips
-from longvid_train.evaluation.claims.held_out import HeldOut
+from longvid_train.evaluation.claims.held_out import HeldOut, clips_hash
 from longvid_train.evaluation.claims.methods import Method
 from longvid_train.generate.answer import Answer
 from longvid_train.generate.backbone_engine import BackboneEngine
@@ -60,6 +60,15 @@ class Coding:
     flush_tokens: int
     calibration: Callable[[], tuple[HeldOut, ...]]
 
+    def values(self, methods: Sequence[Method]) -> dict[str, Any]:
+        """What makes the caches of these methods what they are, as JSON can hold it."""
+        return {
+            "recent_tokens": self.recent_tokens,
+            "flush_tokens": self.flush_tokens,
+            "calibration": clips_hash(self.calibration()),
+            "presets": {one.name: repr(preset(one.name)) for one in methods if one.name != FULL},
+        }
+
 
 class CodedAnswers:
     """Answers of every method to the questions about one set of clips after the other; see the module.
@@ -85,11 +94,11 @@ class CodedAnswers:
         chat = self._plain if method.name == FULL else self._coded(method.name)
         return [
             replace(
-                scored(question, answer.answer),
+                scored(one, question, answer.answer),
                 cache_bits=None if answer.cache is None else answer.cache.bits_per_number,
                 cache_bytes=self._cache_bytes(answer, rows),
             )
-            for question, answer, rows in ask_encoded(chat, clips, talks, new_tokens=NEW_TOKENS)
+            for one, question, answer, rows in ask_encoded(chat, clips, talks, new_tokens=NEW_TOKENS)
         ]
 
     def _cache_bytes(self, answer: Answer, rows: int) -> float:
@@ -127,7 +136,7 @@ class CodedAnswers:
             model=model_identity(self._source),
             adaptation=adaptation_values(coding.adaptation),
             calibration=CalibrationRecord(
-                set_hash=_clips_hash(coding.calibration()),
+                set_hash=clips_hash(coding.calibration()),
                 samples=len(statistics.samples),
                 tokens=int(statistics.tokens.sum()),
                 sample_tokens=statistics.sample_tokens,
@@ -190,7 +199,3 @@ def _row(engine: Engine, asked: Asked, number: int) -> CalibrationRow:
         input_ids=ids[0],
         answer=(ids.shape[1] - 1, ids.shape[1]),
     )
-
-
-def _clips_hash(clips: Sequence[HeldOut]) -> str:
-    return hashlib.sha256(repr(clips).encode()).hexdigest()

@@ -1,5 +1,6 @@
 """Held-out questions about episodes that no recipe trains on: split ``test``, the same at every frame count."""
 
+import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,6 +65,11 @@ def held_out_clips(
             f"({gap_s[0]:g} to {gap_s[1]:g} s), or shorten them"
         )
     return tuple(found)
+
+
+def clips_hash(clips: Sequence[HeldOut]) -> str:
+    """Tells episodes, moments and questions apart: hex SHA-256."""
+    return hashlib.sha256(repr(clips).encode()).hexdigest()
 
 
 def _question(clip: Clip, kind: str, seed: str, seen_only: bool) -> Question | None:

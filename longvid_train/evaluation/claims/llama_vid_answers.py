@@ -15,8 +15,8 @@ from longvid_train.evaluation.claims.answering import Answered, scored
 from longvid_train.evaluation.claims.asking import ask_encoded, encoded_clips
 from longvid_train.evaluation.claims.held_out import HeldOut
 from longvid_train.evaluation.claims.methods import Method
-from longvid_train.files import sha256_file
 from longvid_train.generate.chat import Conversation, VideoChat
+from longvid_train.models.fingerprint import file_digests
 
 NEW_TOKENS = 16
 """Longest answer, as in the quickstart's third stage."""
@@ -27,11 +27,13 @@ class Compared:
     """The models of a claim that compares models.
 
     Attributes:
-        files: every file that the models are made of, given the folder of the nano models.
+        files: those that must exist, given the folder of the nano models.
+        folders: of the models and of their parts, by their names in that folder.
         load: the model of a method, given that folder and the method's name.
     """
 
     files: Callable[[Path], tuple[Path, ...]]
+    folders: tuple[str, ...]
     load: Callable[[Path, str], VideoChat]
 
     def check(self, models: Path) -> None:
@@ -45,8 +47,12 @@ class Compared:
                 raise UserError(f"{file} does not exist; name the folder of the nano models with --models")
 
     def digests(self, models: Path) -> dict[str, str]:
-        """SHA-256 of every file, by its path under ``models``."""
-        return {str(file.relative_to(models)): sha256_file(file) for file in self.files(models)}
+        """SHA-256 of every file of the models, by its path under ``models``."""
+        return {
+            f"{folder}/{path}": digest
+            for folder in self.folders
+            for path, digest in file_digests(models / folder).items()
+        }
 
 
 class ComparedAnswers:
@@ -71,8 +77,8 @@ class ComparedAnswers:
             self._shown = (frames, seed), clips, encoded_clips(chat, clips)
         _, clips, talks = self._shown
         return [
-            replace(scored(question, answer.answer), visual_tokens=answer.visual_tokens)
-            for question, answer, _ in ask_encoded(chat, clips, talks, new_tokens=NEW_TOKENS)
+            replace(scored(one, question, answer.answer), visual_tokens=answer.visual_tokens)
+            for one, question, answer, _ in ask_encoded(chat, clips, talks, new_tokens=NEW_TOKENS)
         ]
 
     def _chat(self, name: str) -> VideoChat:

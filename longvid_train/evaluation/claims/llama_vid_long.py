@@ -35,12 +35,15 @@ def _load(models: Path, name: str) -> VideoChat:
 
 
 def _held_out(episodes: int, frames: int, seed: int) -> tuple[HeldOut, ...]:
-    """Half as many videos as asked for at each of the two lengths, of as many seconds as frames."""
+    """Half as many videos as asked for at each of the two lengths, of as many seconds as frames.
+
+    Each length has seeds of its own: an episode of another length is the same one, cut or prolonged.
+    """
     return held_out_clips(
         episodes=max(2, episodes // len(FRAMES)),
         duration_s=float(frames),
         frames=frames,
-        seed=seed,
+        seed=seed * len(FRAMES) + FRAMES.index(frames),
         seen_only=True,
         gap_s=GAP_S,
         kinds=KINDS,
@@ -76,5 +79,5 @@ CLAIM = Claim(
     checks=_checks,
     cpu_s=100,
     kinds=KINDS,
-    compared=Compared(files=_files, load=_load),
+    compared=Compared(files=_files, folders=tuple(FOLDERS.values()), load=_load),
 )

@@ -12,7 +12,7 @@ from longvid_train.evaluation.claims.cells import Grid, Scores
 from longvid_train.evaluation.claims.claim import Check, Claim, points
 from longvid_train.evaluation.claims.held_out import MOST_DRAWS, HeldOut
 from longvid_train.evaluation.claims.llama_vid_answers import Compared
-from longvid_train.evaluation.claims.llama_vid_variants import FOLDER, VARIANTS, load_variant, variant_files
+from longvid_train.evaluation.claims.llama_vid_variants import FOLDER, PARTS, VARIANTS, load_variant, variant_files
 from longvid_train.evaluation.claims.methods import Method
 from longvid_train.world.clips import Clip
 from longvid_train.world.episode import WorldSettings, make_episode
@@ -93,5 +93,5 @@ CLAIM = Claim(
     checks=_checks,
     cpu_s=80,
     kinds=KINDS,
-    compared=Compared(files=variant_files, load=load_variant),
+    compared=Compared(files=variant_files, folders=(PARTS, FOLDER), load=load_variant),
 )

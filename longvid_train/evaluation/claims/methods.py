@@ -3,9 +3,12 @@
 The same adaptations stand as files under ``configs/adaptations`` (tested), for use with any command.
 """
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any
 
+from longvid_train.adaptation.reading import adaptation_values
 from longvid_train.adaptation.settings import Adaptation
 from longvid_train.adaptation.zoom import ZoomChoice
 from longvid_train.rope.linear import LinearWindow
@@ -35,6 +38,11 @@ class Method:
     file: str
     adaptation: Adaptation
     weights: str = ""
+
+    def digest(self) -> str:
+        """Tells answers apart that were made under another adaptation or with other weights."""
+        values = json.dumps([adaptation_values(self.adaptation), self.weights], sort_keys=True)
+        return hashlib.sha256(values.encode()).hexdigest()[:12]
 
 
 TUNED = "visual_yarn_lora"
