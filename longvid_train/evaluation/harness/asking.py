@@ -1,7 +1,9 @@
 """Requests to answers: the same showing, batches and engine as ``longvid evaluate``."""
 
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +13,40 @@ from PIL import Image
 from longvid_train.data.conversation import MediumLayout
 from longvid_train.data.manifest import Media
 from longvid_train.evaluation.harness.requests import HarnessRequest, VideoPart
-from longvid_train.evaluation.local.answering import generation_options
+from longvid_train.evaluation.local.answering import POOL_BATCHES, generation_options
 from longvid_train.evaluation.local.batches import alike
 from longvid_train.evaluation.local.loading import read_model
 from longvid_train.evaluation.local.questions import Question
 from longvid_train.evaluation.local.settings import EvaluationSettings
 from longvid_train.evaluation.local.showing import Showing, turns_of
 from longvid_train.generate.answer import Answer
+from longvid_train.generate.chat import Conversation
 from longvid_train.generate.media import MEMORY_READER, Medium, ReadOptions
 from longvid_train.generate.options import GenerationOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Opened:
+    """A request whose media are open; ``videos`` is None where pictures are among them."""
+
     media: tuple[Medium, ...]
+    videos: tuple[VideoPart, ...] | None
     text: str
     alike: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asking:
+    """How requests that share their generation settings are asked."""
+
+    showing: Showing
+    options: GenerationOptions
+    batch_size: int
+
+    @property
+    def pool(self) -> int:
+        """Requests that are open at once."""
+        return self.batch_size * POOL_BATCHES if self.batch_size > 1 else 1
 
 
 class HarnessAsker:
@@ -43,39 +63,69 @@ class HarnessAsker:
         self.settings = settings
         self.chat = read_model(settings).load(settings, device=settings.device)
         self._read = ReadOptions(reader=settings.reader, isolated=settings.isolated)
+        self._encoded: OrderedDict[Hashable, Conversation] = OrderedDict()
 
-    def answer(self, requests: Sequence[HarnessRequest], generation: Mapping[str, Any]) -> list[Answer]:
+    def answer(self, requests: Iterable[HarnessRequest], generation: Mapping[str, Any]) -> Iterator[Answer]:
         """Answer requests that share their generation settings, alike ones together.
+
+        A pool of requests is taken, opened, answered and let go before the next is taken, so that the pictures of a
+        whole benchmark are never in memory.
 
         Args:
             requests: in any order.
             generation: lmms-eval's ``generation_kwargs``.
 
-        Returns:
-            In the order of the requests.
+        Yields:
+            Answers in the order of the requests.
 
         Raises:
             UserError: a file cannot be shown, or a request is too long for the window.
         """
         settings = with_generation(self.settings, generation)
-        options = generation_options(settings)
         showing = Showing(prompting=self.chat.prompting, settings=settings, read=self._read)
-        opened = [self._open(request, showing, options) for request in requests]
-        answers: dict[int, Answer] = {}
-        for batch in alike([one.alike for one in opened], settings.batch_size):
-            talks = [self.chat.open(opened[place].media, read=self._read) for place in batch]
-            said = self.chat.ask_batch(talks, [opened[place].text for place in batch], options)
-            answers |= dict(zip(batch, said, strict=True))
-        return [answers[place] for place in range(len(requests))]
+        asking = _Asking(showing=showing, options=generation_options(settings), batch_size=settings.batch_size)
+        stream = iter(requests)
+        while answers := self._pool_answers(islice(stream, asking.pool), asking):
+            yield from answers
 
-    def _open(self, request: HarnessRequest, showing: Showing, options: GenerationOptions) -> _Opened:
-        media = tuple(_medium(one, request.text, showing) for one in request.media)
+    def _pool_answers(self, requests: Iterable[HarnessRequest], asking: _Asking) -> list[Answer]:
+        opened = [self._open(request, asking) for request in requests]
+        answers: dict[int, Answer] = {}
+        for batch in alike([one.alike for one in opened], asking.batch_size):
+            talks = [self._conversation(opened[place]) for place in batch]
+            said = self.chat.ask_batch(talks, [opened[place].text for place in batch], asking.options)
+            answers |= dict(zip(batch, said, strict=True))
+        return [answers[place] for place in range(len(opened))]
+
+    def _open(self, request: HarnessRequest, asking: _Asking) -> _Opened:
+        media = tuple(_medium(one, request.text, asking.showing) for one in request.media)
         turns = turns_of(_question((), request.text), request.text, [medium.type for medium in media])
         layouts = [medium.layout for medium in media]
-        self.chat.prompting.check_window(turns, layouts, options.max_new_tokens)
-        counts = self.chat.prompting.token_counts(turns, layouts, options.max_new_tokens)
+        self.chat.prompting.check_window(turns, layouts, asking.options.max_new_tokens)
+        counts = self.chat.prompting.token_counts(turns, layouts, asking.options.max_new_tokens)
         shown = tuple(layout.frame_count for layout in layouts)
-        return _Opened(media=media, text=request.text, alike=(counts.total, *shown))
+        videos = tuple(one for one in request.media if isinstance(one, VideoPart))
+        return _Opened(
+            media=media,
+            videos=videos if len(videos) == len(media) else None,
+            text=request.text,
+            alike=(counts.total, *shown),
+        )
+
+    def _conversation(self, one: _Opened) -> Conversation:
+        """The media of a request without turns; the last few videos are kept encoded, pictures in memory are not."""
+        if one.videos is None:
+            return self.chat.open(one.media, read=self._read)
+        key = (one.videos, one.alike[1:])
+        if key in self._encoded:
+            self._encoded.move_to_end(key)
+            return self._encoded[key].fork()
+        while len(self._encoded) >= self.settings.cached_videos:
+            self._encoded.popitem(last=False)
+        talk = self.chat.open(one.media, read=self._read)
+        talk.encode()
+        self._encoded[key] = talk
+        return talk.fork()
 
 
 def with_generation(settings: EvaluationSettings, generation: Mapping[str, Any]) -> EvaluationSettings:

@@ -1,7 +1,6 @@
 """lmms-eval's two interfaces over `HarnessAsker`. Imported by lmms-eval only: it is in an environment of its own."""
 
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -9,55 +8,20 @@ import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 
-from longvid_train.errors import UserError, nearest
+from longvid_train.errors import UserError
+from longvid_train.evaluation.harness.arguments import settings_of_arguments
 from longvid_train.evaluation.harness.asking import HarnessAsker
 from longvid_train.evaluation.harness.requests import HarnessRequest, chat_request, simple_request
-from longvid_train.evaluation.local.settings import EvaluationSettings
-
-TAKEN = (
-    "model",
-    "adapter",
-    "adaptation",
-    "template",
-    "prompt",
-    "frames",
-    "fps",
-    "max_new_tokens",
-    "batch_size",
-    "device",
-    "dtype",
-    "features_on",
-    "reader",
-    "isolated",
-)
-"""Settings that ``--model_args`` may give; ``pretrained`` is another word for ``model``."""
-
-
-def settings_of_arguments(given: dict[str, Any]) -> EvaluationSettings:
-    """What ``--model_args`` says.
-
-    Raises:
-        UserError: an unknown name, or a value out of its range.
-    """
-    known = {name: value for name, value in given.items() if name != "max_batch_size" and value is not None}
-    if "pretrained" in known:
-        known["model"] = known.pop("pretrained")
-    for name in known:
-        if name not in TAKEN:
-            raise UserError(f"model_args: '{name}' is unknown{nearest(name, TAKEN) or '.'} Names: {', '.join(TAKEN)}")
-    known["batch_size"] = int(known.get("batch_size", 1))
-    assert {one.name for one in fields(EvaluationSettings)} >= set(known)
-    return EvaluationSettings(**known)
 
 
 class LongvidSimple(lmms):
     """The simple interface: a context and a list of visuals.
 
     Args:
-        **given: see `TAKEN`.
+        **given: see `settings_of_arguments`.
 
     Raises:
-        UserError: as `HarnessAsker`.
+        UserError: as `settings_of_arguments` and `HarnessAsker`.
     """
 
     is_simple = True
@@ -73,15 +37,10 @@ class LongvidSimple(lmms):
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         """Answer requests; those with the same generation settings together."""
-        results: dict[int, GenerationResult] = {}
-        for _, group in groupby(range(len(requests)), key=lambda place: repr(self._generation(requests[place]))):
-            places = list(group)
-            generation = self._generation(requests[places[0]])
-            answers = self.asker.answer([self._request(requests[place]) for place in places], generation)
-            for place, answer in zip(places, answers, strict=True):
-                counts = TokenCounts(input_tokens=answer.prompt_tokens, output_tokens=answer.new_tokens)
-                results[place] = GenerationResult(text=answer.answer, token_counts=counts)
-        return [results[place] for place in range(len(requests))]
+        results: list[GenerationResult] = []
+        for _, group in groupby(requests, key=lambda request: repr(self._generation(request))):
+            results += self._answered(list(group))
+        return results
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
         """Not offered: no benchmark of the papers asks for it."""
@@ -92,6 +51,12 @@ class LongvidSimple(lmms):
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
         """Not offered: no benchmark of the papers asks for it."""
         raise UserError("longvid answers one round a request; choose a task of output_type generate_until")
+
+    def _answered(self, group: Sequence[Instance]) -> Iterator[GenerationResult]:
+        """Answer requests that share their generation settings; their documents are read as they are asked."""
+        for answer in self.asker.answer(map(self._request, group), self._generation(group[0])):
+            counts = TokenCounts(input_tokens=answer.prompt_tokens, output_tokens=answer.new_tokens)
+            yield GenerationResult(text=answer.answer, token_counts=counts)
 
     def _generation(self, request: Instance) -> dict[str, Any]:
         generation: dict[str, Any] = request.args[1]

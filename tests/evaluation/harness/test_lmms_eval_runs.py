@@ -6,12 +6,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from weakref import ReferenceType, ref
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("lmms_eval", reason="lmms-eval has an environment of its own (docs/evaluation.md)")
 
+from lmms_eval.api.instance import Instance
+
 from longvid_train.evaluation.harness import tasks
+from longvid_train.evaluation.harness.model import LongvidSimple
 from longvid_train.generate.chat import VideoChat, VideoRequest
 from longvid_train.generate.media import ReadOptions
 from longvid_train.generate.options import GenerationOptions
@@ -78,6 +84,32 @@ def test_a_local_task_gets_our_answers(folder: Path, tmp_path: Path, simple: boo
         wanted = talk.ask("What is it?", GenerationOptions(max_new_tokens=5)).answer
         said = sample["filtered_resps"]
         assert (said[0] if isinstance(said, list) else said) == wanted
+
+
+def test_documents_are_read_as_they_are_asked_and_answers_keep_their_order(folder: Path) -> None:
+    """Two groups of generation settings."""
+    model = LongvidSimple(model=str(folder / "model"), device="cpu", isolated=False, batch_size="1")
+    given: list[ReferenceType[Image.Image]] = []
+    alive: list[int] = []
+
+    def visual(document: int) -> list[Image.Image]:
+        alive.append(sum(one() is not None for one in given))
+        picture = Image.fromarray(np.full((8, 8, 3), 30 * document, np.uint8))
+        given.append(ref(picture))
+        return [picture]
+
+    def request(number: int) -> Instance:
+        generation = {"max_new_tokens": 2 if number < 4 else 3, "do_sample": False}
+        arguments = ("What is it?", generation, visual, number, "world", "test")
+        metadata = {"task": "world", "doc_id": number, "repeats": 1}
+        return Instance(request_type="generate_until", arguments=arguments, idx=0, metadata=metadata)
+
+    model.task_dict = {"world": {"test": list(range(8))}}
+    found = model.generate_until([request(number) for number in range(8)])
+    assert alive == [0] * 8
+    assert [one.token_counts.output_tokens for one in found] == [2] * 4 + [3] * 4
+    assert [one.text for one in found] == [model.generate_until([request(number)])[0].text for number in range(8)]
+    assert len({one.text for one in found[4:]}) > 1
 
 
 def test_lmms_eval_lists_our_model_in_both_interfaces(folder: Path) -> None:
