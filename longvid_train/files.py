@@ -5,9 +5,8 @@ A file that exists is whole: content goes to a temporary neighbour first and is 
 
 import hashlib
 import json
-import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +17,8 @@ from typing import IO, Any
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``target``; rename it over ``target`` if the body succeeds, else remove it."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    temporary.chmod(0o666 & ~_umask())
+    temporary = target.with_name(f".{target.stem}.{_unused()}{target.suffix}")
+    temporary.touch(exist_ok=False)
     try:
         yield temporary
         temporary.replace(target)
@@ -36,9 +33,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     ``target`` must not exist, or be an empty folder.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    temporary = target.with_name(f".{target.name}.{_unused()}")
+    temporary.mkdir()
     try:
-        temporary.chmod(0o777 & ~_umask())
         yield temporary
         temporary.replace(target)
     finally:
@@ -69,7 +66,10 @@ def _read_mebibyte(stream: IO[bytes]) -> bytes:
     return stream.read(1 << 20)
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def _unused() -> str:
+    """A part of a name that no other thread or process has.
+
+    `tempfile` makes files that only their owner reads, and what the umask allows cannot be asked for without setting
+    it, for all threads at once. A file made by name has the right mode from the start.
+    """
+    return secrets.token_hex(8)

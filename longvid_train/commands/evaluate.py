@@ -11,7 +11,7 @@ examples:
 Options replace what the config says. --out (runs/evaluate/NAME of the config) gets predictions.jsonl, scores.jsonl,
 metrics.json and table.md. An interrupted run goes on when the command is given again; a folder of another model,
 manifest or setting is refused. A judge in the config is asked behind the scores. --rescore scores (and judges) the
-predictions of a folder again, without a model.
+predictions of a folder again, without a model; tables are those of the run where neither config nor options say other.
 """
 
 import argparse
@@ -90,37 +90,39 @@ def run(arguments: argparse.Namespace) -> int:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    questions = answer_all(settings, out, command=shlex.join(sys.argv))
+    answer_all(settings, out, command=shlex.join(sys.argv))
     rank = torchrun_rank()
     if rank is None or rank.number == 0:
-        _report(settings, out, questions, as_json=arguments.json)
+        _report(settings, out, as_json=arguments.json)
     return 0
 
 
 def _rescore(arguments: argparse.Namespace) -> int:
-    from longvid_train.evaluation.local.identity import read_record_file
-    from longvid_train.evaluation.local.settings import EvaluationSettings, read_settings
+    from longvid_train.evaluation.local.identity import RECORD_FILE, read_asked
+    from longvid_train.evaluation.local.settings import read_settings, settings_of
 
-    settings = EvaluationSettings() if arguments.config is None else read_settings(arguments.config)
     given = _given(arguments)
     without_effect = [name for name in given if name != "categories"]
     if without_effect or arguments.out is not None:
         name = without_effect[0].replace("_", "-") if without_effect else "out"
         raise UserError(f"--{name} has no effect with --rescore, which asks no model; leave one of them out")
-    read_record_file(arguments.rescore)
-    _report(replace(settings, **given), arguments.rescore, None, as_json=arguments.json)
+    asked = read_asked(arguments.rescore)
+    tables = {"categories": list(asked.categories), "duration_edges_s": list(asked.duration_edges_s)}
+    if arguments.config is None:
+        settings = settings_of(tables, where=str(arguments.rescore / RECORD_FILE))
+    else:
+        settings = read_settings(arguments.config, tables)
+    _report(replace(settings, **given), arguments.rescore, as_json=arguments.json)
     return 0
 
 
-def _report(settings: "EvaluationSettings", out: Path, questions: int | None, *, as_json: bool) -> None:
+def _report(settings: "EvaluationSettings", out: Path, *, as_json: bool) -> None:
     """Score, ask the judge if there is one, and print. The scores are on disk before the judge is asked."""
     from longvid_train.evaluation.judging.judge import judge_folder
     from longvid_train.evaluation.local.scoring import score_folder
     from longvid_train.evaluation.local.tables import summary_table
 
-    summary = score_folder(
-        out, questions=questions, categories=settings.categories, duration_edges_s=settings.duration_edges_s
-    )
+    summary = score_folder(out, categories=settings.categories, duration_edges_s=settings.duration_edges_s)
     if not as_json:
         print(summary_table(summary), flush=True)
     judged = [] if settings.judge is None or not summary.answered else judge_folder(out, settings.judge)

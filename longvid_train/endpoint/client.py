@@ -29,6 +29,8 @@ _BYTES_PER_TOKEN = 3
 _MESSAGE_TOKENS = 8
 _FIRST_WAIT_S = 1.0
 _QUEUED_PER_WORKER = 2
+_REFUSED_FROM_THE_START = 20
+"""Questions refused before any reply came that tell a wrong setting from questions that are each too long."""
 
 
 class ChatClient:
@@ -53,7 +55,7 @@ class ChatClient:
             sleep: how to wait; None waits on the wall clock, and wakes at once when a run is given up.
 
         Raises:
-            UserError: the environment variable of the key is not set.
+            UserError: the environment variable of the key is not set, or cannot be a key.
         """
         self._settings = settings
         self._given_up_run = threading.Event()
@@ -88,14 +90,17 @@ class ChatClient:
             parse: turns a reply into its value, or raises `OffFormatError`.
 
         Raises:
-            UserError: the endpoint is down, refuses the key or the model, or the budget is used up.
+            UserError: the endpoint is down, refuses the key or the model or all of the first questions, or the budget
+                is used up.
         """
         messages, failure = tuple(conversation), Failure("off_format", "", 0)
         for tries in range(1, self._settings.format_tries + 1):
             try:
                 reply = self._reply(messages)
             except RefusedError as error:
-                return self._given_up(Failure("refused", str(error), tries))
+                failure = self._given_up(Failure("refused", str(error), tries))
+                self._check_not_all_refused(failure)
+                return failure
             if reply.finish_reason == "content_filter":
                 return self._given_up(Failure("refused", "the endpoint's content filter withheld the reply", tries))
             try:
@@ -206,6 +211,21 @@ class ChatClient:
             return error.retry_after_s + min(_FIRST_WAIT_S, jitter(state))
         return jitter(state)
 
+    def _check_not_all_refused(self, last: Failure) -> None:
+        """End a run in which no request got a reply: then it is no question that the endpoint refuses, but a setting.
+
+        A kept reply to the same model with the same parameters counts too: a run that goes on is not ended by it.
+        """
+        totals = self._ledger.totals()
+        refused = totals.failures["refused"]
+        if refused < _REFUSED_FROM_THE_START or totals.sent or totals.from_cache:
+            return
+        sent = ", ".join(("model", *self._settings.parameters))
+        raise UserError(
+            f"endpoint '{self._settings.base_url}' refuses all of the first {refused} questions (last: {last.detail}); "
+            f"change or leave out the setting it names (sent: {sent}), or ask a model that takes such questions"
+        )
+
     def _given_up(self, failure: Failure) -> Failure:
         self._ledger.failed(failure.reason)
         return failure
@@ -241,4 +261,14 @@ def _api_key(variable: str) -> str | None:
             f"environment variable '{variable}' holds no API key; set it, or say that there is none: api_key_env '', "
             "on the command line an option that ends in -api-key-env ''"
         )
+    _check_header_text(key, variable)
     return key
+
+
+def _check_header_text(key: str, variable: str) -> None:
+    odd = next(((place, one) for place, one in enumerate(key, 1) if not (one.isascii() and one.isprintable())), None)
+    if odd is not None:
+        raise UserError(
+            f"environment variable '{variable}' holds an API key whose character {odd[0]} is U+{ord(odd[1]):04X}; "
+            "a key is printable ASCII: copy it again, without typographic quotes or line breaks"
+        )

@@ -1,7 +1,9 @@
 """Which endpoint, how it samples, how fast it may be asked, and what it costs."""
 
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
+
+import httpx2
 
 from longvid_train.endpoint.messages import Parameters
 from longvid_train.errors import UserError
@@ -75,11 +77,16 @@ class EndpointSettings:
         return {name: value for name, value in named.items() if value is not None}
 
     def _check_address(self) -> None:
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"base_url '{self.base_url}' is not an http address; write e.g. https://api.openai.com/v1")
+        parts = _split(self.base_url)
+        if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+            shown = _without_user(self.base_url)
+            raise UserError(f"base_url '{shown}' is not an http address; write e.g. https://api.openai.com/v1")
         if parts.username or parts.password:
             raise UserError("base_url holds a user name or password; put the key into an environment variable instead")
+        if "?" in self.base_url or "#" in self.base_url:
+            raise UserError(
+                "base_url holds a '?' or '#'; leave out what follows, since /chat/completions is put behind"
+            )
         if not self.model.strip():
             raise UserError("model is blank; name the endpoint's model")
 
@@ -93,3 +100,21 @@ class EndpointSettings:
             raise UserError(f"{names[prices.index(None)]} is missing; give both prices or none")
         if self.max_cost_usd is not None and None in prices:
             raise UserError(f"max_cost_usd {self.max_cost_usd} needs the prices; give {names[0]} and {names[1]}")
+
+
+def _split(address: str) -> SplitResult | None:
+    """The parts of an address; None where it has none that a request could be sent to."""
+    try:
+        parts = urlsplit(address)
+        host = httpx2.URL(address).host
+        if parts.port == 0 or not host or any(character.isspace() for character in parts.netloc):
+            return None
+    except (ValueError, httpx2.InvalidURL):
+        return None
+    return parts
+
+
+def _without_user(address: str) -> str:
+    """The address as it may be shown: what stands before an ``@`` may be a password."""
+    before, _, rest = address.rpartition("@")
+    return f"***@{rest}" if before else rest

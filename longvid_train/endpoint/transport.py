@@ -141,8 +141,6 @@ def parse_reply(raw: bytes) -> Reply:
         body = json.loads(raw)
         choice = body["choices"][0]
         text = choice["message"]["content"]
-        if text is not None:
-            text.encode("utf-8")
         usage = body.get("usage") or {}
         reply = Reply(
             text="" if text is None else text,
@@ -151,11 +149,13 @@ def parse_reply(raw: bytes) -> Reply:
             prompt_tokens=usage.get("prompt_tokens"),
             completion_tokens=usage.get("completion_tokens"),
         )
+        texts = (reply.text, reply.finish_reason, reply.model)
+        for one in texts:  # they are kept as UTF-8
+            one.encode("utf-8")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise PassingError("malformed reply", f"not a chat completion ({type(error).__name__})") from error
-    texts = (reply.text, reply.finish_reason, reply.model)
     counts = (reply.prompt_tokens, reply.completion_tokens)
-    if not all(isinstance(text, str) for text in texts) or not all(_is_count(count) for count in counts):
+    if not all(_is_count(count) for count in counts):
         raise PassingError("malformed reply", "a field of the chat completion has the wrong type")
     return reply
 

@@ -73,7 +73,7 @@ def test_scoring_again_needs_no_model_and_sees_changed_answers(
     assert found["overall"]["mean"] == pytest.approx(2 / 3)
     assert found["overall"]["contained"] == 1.0
     assert {name: one["mean"] for name, one in found["by"]["type"]["groups"].items()} == {"animal": 1.0, "colour": 0.5}
-    assert set(found["by"]) == {"type"}
+    assert set(found["by"]) == {"type", "video length"}  # of the run and of this command
 
 
 def test_a_llama_vid_without_frames_shows_what_fits(

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import threading
 import time
 from datetime import UTC, datetime
@@ -103,6 +104,7 @@ def test_another_model_or_parameter_is_another_request(
         (Misbehaviour(raw=b"<html>gateway</html>"), "malformed reply"),
         (Misbehaviour(raw=b'{"choices": []}'), "malformed reply"),
         (Misbehaviour(raw=b'{"choices": [{"message": {"content": 7}}]}'), "malformed reply"),
+        (Misbehaviour(raw=b'{"choices": [{"message": {"content": "yes"}}], "model": "\\ud800"}'), "malformed reply"),
         (Misbehaviour(raw=completion("yes", usage={"prompt_tokens": -1, "completion_tokens": 1})), "malformed reply"),
         (Misbehaviour(raw=b"not gzip", headers=(("Content-Encoding", "gzip"),)), "malformed reply"),
         (Misbehaviour(raw=b"\xff\xfe"), "malformed reply"),
@@ -215,6 +217,38 @@ def test_a_refusal_of_one_question_is_a_counted_failure_of_it_alone(
         assert isinstance(client.ask((Message("user", "Is it blue?"),), yes_or_no), Answer)
     assert len(endpoint.requests) == 2
     assert client.spending.failures == {"refused": 1} and client.spending.answers == 1
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_an_endpoint_that_refuses_all_of_the_first_questions_ends_the_run(
+    endpoint: LocalEndpoint, tmp_path: Path, virtual_time: VirtualTime, status: int
+) -> None:
+    endpoint.misbehave.extend([Misbehaviour(status=status, raw=b"max_tokens is not supported")] * 100)
+    with client_of(endpoint, tmp_path, virtual_time, max_tokens=9) as client, pytest.raises(UserError) as caught:
+        for number in range(100):
+            client.ask((Message("user", f"question {number}"),), yes_or_no)
+    assert len(endpoint.requests) == 20 and client.spending.failures == {"refused": 20}
+    assert str(caught.value) == (
+        f"endpoint '{endpoint.base_url}' refuses all of the first 20 questions (last: status {status}: max_tokens is "
+        "not supported); change or leave out the setting it names (sent: model, max_tokens), or ask a model that takes "
+        "such questions"
+    )
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["answered", "from the cache"])
+def test_refusals_after_a_reply_are_of_those_questions_alone(
+    endpoint: LocalEndpoint, tmp_path: Path, virtual_time: VirtualTime, kept: bool
+) -> None:
+    questions = [(Message("user", f"question {number}"),) for number in range(30)]
+    if kept:
+        with client_of(endpoint, tmp_path, virtual_time) as client:
+            client.ask(questions[0], yes_or_no)
+    else:
+        endpoint.misbehave.append(Misbehaviour())
+    endpoint.misbehave.extend([Misbehaviour(status=400)] * 29)
+    with client_of(endpoint, tmp_path, virtual_time, concurrency=1) as client:
+        answers = list(client.ask_all(questions, yes_or_no))
+    assert isinstance(answers[0], Answer) and sum(isinstance(one, Failure) for one in answers) == 29
 
 
 def test_an_off_format_reply_is_asked_again_with_what_was_wrong(
@@ -377,6 +411,23 @@ def test_a_missing_key_is_named_before_anything_is_sent(
     assert "Authorization" not in endpoint.headers[0]
 
 
+@pytest.mark.parametrize(
+    ("key", "named"),
+    [
+        ("\u201csk-secret\u201d", "character 1 is U+201C"),
+        ("sk-\u00e9", "character 4 is U+00E9"),
+        ("sk-a\nsk-b", "character 5 is U+000A"),
+    ],
+)
+def test_a_key_that_no_header_can_hold_is_named_before_anything_is_sent(
+    endpoint: LocalEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, named: str
+) -> None:
+    monkeypatch.setenv("TEACHER_KEY", key)
+    with pytest.raises(UserError, match=re.escape(f"'TEACHER_KEY' holds an API key whose {named}")) as caught:
+        ChatClient(settings_of(endpoint, tmp_path))
+    assert "sk-" not in str(caught.value)
+
+
 @pytest.mark.parametrize("damage", ["", "{", '{"version": 1}', "[]"])
 def test_a_damaged_cache_file_is_named(
     endpoint: LocalEndpoint, tmp_path: Path, virtual_time: VirtualTime, damage: str
@@ -407,6 +458,12 @@ def test_a_cache_file_of_another_request_is_not_taken(
     [
         ({"base_url": "api.openai.com/v1"}, "base_url 'api.openai.com/v1' is not an http address"),
         ({"base_url": "https://me:pass@host/v1"}, "base_url holds a user name or password"),
+        ({"base_url": "http://localhost:80O0/v1"}, "base_url 'http://localhost:80O0/v1' is not an http address"),
+        ({"base_url": "http://localhost:99999/v1"}, "base_url 'http://localhost:99999/v1' is not an http address"),
+        ({"base_url": "http://[::1/v1"}, "base_url 'http://[::1/v1' is not an http address"),
+        ({"base_url": "http://exa\u2026mple/v1"}, "base_url 'http://exa\u2026mple/v1' is not an http address"),
+        ({"base_url": "http://me:pass@[::1/v1"}, "base_url '***@[::1/v1' is not an http address"),
+        ({"base_url": "https://host/v1?key=pass@"}, "base_url holds a '?' or '#'"),
         ({"model": " "}, "model is blank"),
         ({"concurrency": 0}, "concurrency 0 must be at least 1"),
         ({"requests_per_minute": 0}, "requests_per_minute 0 must be at least 1"),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from longvid_train.endpoint.messages import Conversation, Message, OffFormatError
 from longvid_train.errors import UserError, nearest
@@ -64,8 +65,10 @@ class Rubric:
         wanted = {"correct", "score"} if self.asks_correct else {"score"}
         example = '{"correct": "yes", "score": 4}' if self.asks_correct else '{"score": 4}'
         try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
+            value = json.loads(text, object_pairs_hook=_without_repeats)
+        except OffFormatError:
+            raise
+        except (ValueError, RecursionError) as error:
             raise OffFormatError(f"write one JSON object and nothing else, such as {example}") from error
         if not isinstance(value, dict) or set(value) != wanted:
             raise OffFormatError(f"the JSON object must have {' and '.join(sorted(wanted))} only, such as {example}")
@@ -78,6 +81,13 @@ class Rubric:
 
     def _file(self) -> str:
         return (PROMPTS / f"{self.name}.txt").read_text(encoding="utf-8")
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise OffFormatError("the JSON object must have each key once")
+    return result
 
 
 _GENERATIVE = "Video-ChatGPT (Maaz et al. 2023), generative performance; LLaMA-VID Table 2, ZoomVLM Table 1"

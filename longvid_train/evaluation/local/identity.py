@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -12,11 +13,12 @@ from longvid_train.adaptation.settings import Adaptation
 from longvid_train.data.manifest import Manifest
 from longvid_train.errors import UserError
 from longvid_train.evaluation.local.settings import EvaluationSettings
+from longvid_train.evaluation.reading import field
 from longvid_train.files import sha256_file, write_json
 from longvid_train.models.identity import model_identity
 
 RECORD_FILE = "evaluation.json"
-VERSION = 1
+VERSION = 2
 
 _ANSWER_SETTINGS = (
     "template",
@@ -35,6 +37,23 @@ _ANSWER_SETTINGS = (
 )
 """Settings that an answer depends on; batches, devices and processes change its rounding at most."""
 _PACKAGES = ("longvid-train", "torch", "transformers", "numpy", "av", "decord")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the last start of an evaluation was to ask, and how it sums up; no answer depends on it.
+
+    Attributes:
+        questions: of the rows within ``limit``.
+        limit: see `EvaluationSettings`.
+        categories: likewise.
+        duration_edges_s: likewise.
+    """
+
+    questions: int
+    limit: int | None
+    categories: tuple[str, ...]
+    duration_edges_s: tuple[float, ...]
 
 
 def identity_of(
@@ -63,12 +82,13 @@ def identity_of(
     return plain
 
 
-def open_record(folder: Path, identity: dict[str, Any], facts: dict[str, Any]) -> None:
+def open_record(folder: Path, identity: dict[str, Any], asked: Asked, facts: dict[str, Any]) -> None:
     """Make sure that ``folder`` holds predictions of this identity or none, and note the start.
 
     Args:
         folder: of the evaluation.
         identity: see `identity_of`.
+        asked: by this start.
         facts: of this start, for the reader: the command, names.
 
     Raises:
@@ -90,7 +110,8 @@ def open_record(folder: Path, identity: dict[str, Any], facts: dict[str, Any]) -
     moment = datetime.now(UTC).isoformat(timespec="seconds")
     versions = {name: _version(name) for name in _PACKAGES}
     start = {"started_at": moment, **facts, "versions": versions}
-    write_json(path, {"version": VERSION, "identity": identity, "starts": [*starts, start]})
+    values = {"version": VERSION, "identity": identity, "asked": asdict(asked), "starts": [*starts, start]}
+    write_json(path, values)
 
 
 def read_record_file(folder: Path) -> dict[str, Any]:
@@ -110,6 +131,22 @@ def read_record_file(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is damaged ({error}); choose another --out") from None
     raise UserError(f"{path}: was written by another version of longvid evaluate; choose another --out")
+
+
+def read_asked(folder: Path) -> Asked:
+    """What the last start of an evaluation was to ask.
+
+    Raises:
+        UserError: as `read_record_file`.
+    """
+    where = str(folder / RECORD_FILE)
+    asked = field(read_record_file(folder), "asked", dict, where)
+    return Asked(
+        questions=field(asked, "questions", int, where),
+        limit=field(asked, "limit", (int, type(None)), where),
+        categories=tuple(field(asked, "categories", list, where)),
+        duration_edges_s=tuple(field(asked, "duration_edges_s", list, where)),
+    )
 
 
 def _quantizer_hashes(adaptation: Adaptation) -> dict[str, str]:

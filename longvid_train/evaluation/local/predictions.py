@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from longvid_train.errors import UserError
 from longvid_train.evaluation.reading import field, read_json_lines
 
 _REMEDY = "run longvid evaluate first"
@@ -110,10 +111,14 @@ class LineLog:
         return self.path.read_bytes().count(b"\n") if self.path.is_file() else 0
 
     def mend(self) -> int:
-        """Cut off an unfinished last line and return its bytes; 0 where all lines are whole."""
+        """Cut off an unfinished last line and return its bytes; 0 where all lines are whole.
+
+        A process that is writing a line is waited for.
+        """
         if not self.path.is_file():
             return 0
         with self.path.open("rb+") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
             data = stream.read()
             whole = data.rfind(b"\n") + 1
             stream.truncate(whole)
@@ -124,11 +129,20 @@ def read_predictions(path: Path) -> list[Prediction]:
     """Read a file of predictions, in the order of their manifests; a process that is writing a line is waited for.
 
     Raises:
-        UserError: the file is missing, or a line is broken; the message names it.
+        UserError: the file is missing, a line is broken, or it answers a question again; the message names it.
     """
     with _unchanging(path):
         rows = list(read_json_lines(path, _REMEDY))
-    return sorted((_prediction(row, where) for where, row in rows), key=lambda one: one.place)
+    found: dict[str, tuple[str, Prediction]] = {}
+    for where, row in rows:
+        one = _prediction(row, where)
+        if one.id in found:
+            raise UserError(
+                f"{where}: question '{one.id}' is answered at {found[one.id][0]} already, and every question counts "
+                "once; delete one of the two lines"
+            )
+        found[one.id] = where, one
+    return sorted((one for _, one in found.values()), key=lambda one: one.place)
 
 
 def read_left_out(path: Path) -> list[LeftOut]:
@@ -140,10 +154,9 @@ def read_left_out(path: Path) -> list[LeftOut]:
     if not path.is_file():
         return []
     names = ("id", "manifest", "reason")
-    return [
-        LeftOut(**{name: field(row, name, str, where) for name in names})
-        for where, row in read_json_lines(path, _REMEDY)
-    ]
+    with _unchanging(path):
+        rows = list(read_json_lines(path, _REMEDY))
+    return [LeftOut(**{name: field(row, name, str, where) for name in names}) for where, row in rows]
 
 
 @contextmanager

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longvid_train.data.manifest import Manifest, ManifestRules, Media, Sample, read_manifest
-from longvid_train.data.row_checks import PLACEHOLDER
+from longvid_train.data.manifest import Manifest, ManifestRules, Media, Sample, read_manifest, sample_to_json
+from longvid_train.data.row_checks import PLACEHOLDER, RowError
 from longvid_train.errors import UserError
+from longvid_train.evaluation.local.choice import LEAST_OPTIONS, MOST_OPTIONS, right_option
 
 OTHER = "other"
 MULTIPLE_CHOICE = "multiple_choice"
@@ -50,9 +51,10 @@ class Question:
         """What tells the question's media apart: answers about the same are not independent."""
         return "|".join(str(self.folder / medium.path) for medium in self.media) or self.id
 
-    def missing_file(self) -> Path | None:
-        """The first media or subtitle file of the question that does not exist."""
-        names = (name for medium in self.media for name in (medium.path, medium.subtitles) if name is not None)
+    def missing_file(self, *, subtitles: bool) -> Path | None:
+        """The first file of the question's media, and with ``subtitles`` of its subtitles, that does not exist."""
+        shown = [(medium.path, medium.subtitles if subtitles else None) for medium in self.media]
+        names = (name for both in shown for name in both if name is not None)
         return next((path for path in (self.folder / name for name in names) if not path.is_file()), None)
 
 
@@ -73,7 +75,9 @@ def read_questions(manifests: Sequence[str], limit: int | None = None) -> tuple[
     for number, (name, manifest) in enumerate(zip(manifests, read, strict=True)):
         rows = len(manifest) if limit is None else min(limit, len(manifest))
         for row in range(rows):
-            for question in _questions(manifest[row], manifest, name, (number, row)):
+            sample = manifest[row]
+            _check_writable(sample, f"{name}:{manifest.line_number(row)}")
+            for question in _questions(sample, manifest, name, (number, row)):
                 if question.id in seen:
                     raise UserError(
                         f"{name}:{manifest.line_number(row)}: id '{question.id}' also stands in {seen[question.id]}; "
@@ -86,6 +90,7 @@ def read_questions(manifests: Sequence[str], limit: int | None = None) -> tuple[
 
 def _questions(sample: Sample, manifest: Manifest, name: str, place: tuple[int, int]) -> Iterator[Question]:
     history: list[tuple[str, str]] = []
+    where = f"{name}:{manifest.line_number(place[1])}: row '{sample.id}'"
     turns = sample.conversation
     asked = turns[0::2]
     answers: list[str | None] = [turn.text for turn in turns[1::2]]
@@ -93,15 +98,12 @@ def _questions(sample: Sample, manifest: Manifest, name: str, place: tuple[int, 
     for number, (turn, answer) in enumerate(zip(asked, answers, strict=True)):
         if number and PLACEHOLDER.search(turn.text):
             raise UserError(
-                f"{name}:{manifest.line_number(place[1])}: row '{sample.id}' shows media in turn {number + 1}; only "
-                "rows that show all media with the first question can be evaluated"
+                f"{where} shows media in turn {number + 1}; only rows that show all media with the first question can "
+                "be evaluated"
             )
         meta = _meta_of_turn(sample.meta, number, len(asked))
-        if meta.get("kind") == MULTIPLE_CHOICE and len(_options(meta)) < 2:
-            raise UserError(
-                f"{name}:{manifest.line_number(place[1])}: row '{sample.id}' is multiple choice, but meta.options is "
-                "no list of at least 2 texts; write the options there"
-            )
+        if meta.get("kind") == MULTIPLE_CHOICE:
+            _check_choice(_options(meta), answer, where)
         yield Question(
             id=f"{sample.id}/{number + 1}" if number else sample.id,
             manifest=name,
@@ -117,6 +119,28 @@ def _questions(sample: Sample, manifest: Manifest, name: str, place: tuple[int, 
         )
         if answer is not None:
             history.append((turn.text, answer))
+
+
+def _check_writable(sample: Sample, where: str) -> None:
+    """An answer is written with its row: half a Unicode character would break that behind the model's work."""
+    try:
+        sample_to_json(sample)
+    except RowError as error:
+        raise UserError(f"{where}: {error}; write whole characters") from None
+
+
+def _check_choice(options: Sequence[str], truth: str | None, where: str) -> None:
+    if not LEAST_OPTIONS <= len(options) <= MOST_OPTIONS:
+        raise UserError(
+            f"{where} is multiple choice, but meta.options is no list of {LEAST_OPTIONS} to {MOST_OPTIONS} texts; "
+            "write the options there"
+        )
+    if truth is None:
+        return
+    try:
+        right_option(truth, options)
+    except UserError as error:
+        raise UserError(f"{where} is multiple choice, but {error}") from None
 
 
 def _meta_of_turn(meta: Mapping[str, Any], number: int, turns: int) -> dict[str, Any]:

@@ -4,7 +4,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
@@ -16,9 +18,10 @@ from torch.multiprocessing.spawn import ProcessException, spawn
 from longvid_train.errors import UserError
 from longvid_train.evaluation.local.answering import Answering, generation_options, leave_out
 from longvid_train.evaluation.local.batches import share
-from longvid_train.evaluation.local.identity import identity_of, open_record
+from longvid_train.evaluation.local.identity import RECORD_FILE, Asked, identity_of, open_record
 from longvid_train.evaluation.local.loading import engine_options, read_model
-from longvid_train.evaluation.local.predictions import LineLog, read_predictions
+from longvid_train.evaluation.local.lock import sole_use
+from longvid_train.evaluation.local.predictions import LineLog, read_left_out, read_predictions
 from longvid_train.evaluation.local.questions import Question, read_questions
 from longvid_train.evaluation.local.settings import EvaluationSettings
 from longvid_train.evaluation.local.showing import Showing
@@ -31,6 +34,8 @@ LEFT_OUT_FILE = "left_out.jsonl"
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 STARTED = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 """Number of processes, as torchrun, srun and mpirun tell it to each."""
+LONGEST_WAIT = timedelta(days=7)
+"""Ranks that are done wait for the slowest, whose videos may be longer by hours; torchrun ends all if one dies."""
 _SAY_EVERY_S = 10.0
 _USER_ERROR = 2
 
@@ -75,21 +80,19 @@ def answer_all(settings: EvaluationSettings, out: Path, *, command: str = "") ->
         command: for the record.
 
     Raises:
-        UserError: settings, manifests, model and adaptation do not go together, ``out`` holds another run, or more
-            rows than allowed cannot be asked.
+        UserError: settings, manifests, model and adaptation do not go together, ``out`` holds another run, another
+            process is at work there, or more rows than allowed cannot be asked.
     """
     rank = torchrun_rank()
     if rank is None:
         return _answer_here(settings, out, command)
     if settings.processes > 1:
         raise UserError(f"processes is {settings.processes}, but torchrun already started {rank.of}; leave it out")
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", timeout=LONGEST_WAIT)
     try:
-        if rank.number == 0:
-            _all_or_none(lambda: prepare(settings, out, command))
-        else:
-            _all_or_none(lambda: None)
-        _all_or_none(lambda: answer_share(settings, out, rank))
+        with ExitStack() as held:
+            _all_or_none(lambda: prepare(settings, out, command, held) if rank.number == 0 else None)
+            _all_or_none(lambda: answer_share(settings, out, rank))
         return len(read_questions(settings.manifests, settings.limit)[1])
     finally:
         dist.destroy_process_group()
@@ -110,16 +113,20 @@ def _all_or_none(step: Callable[[], object]) -> None:
 
 
 def _answer_here(settings: EvaluationSettings, out: Path, command: str) -> int:
-    total, remaining = prepare(settings, out, command)
-    if remaining and settings.processes > 1:
-        _answer_in_processes(settings, out)
-    elif remaining:
-        answer_share(settings, out, Rank())
+    with ExitStack() as held:
+        total, remaining = prepare(settings, out, command, held)
+        if remaining and settings.processes > 1:
+            _answer_in_processes(settings, out)
+        elif remaining:
+            answer_share(settings, out, Rank())
     return total
 
 
-def prepare(settings: EvaluationSettings, out: Path, command: str) -> tuple[int, int]:
-    """Check everything that can be checked without weights, and make the folder ready; questions, and those left."""
+def prepare(settings: EvaluationSettings, out: Path, command: str, held: ExitStack) -> tuple[int, int]:
+    """Check everything that can be checked without weights, and make the folder ready; questions, and those left.
+
+    Nobody else gets the folder before ``held`` is closed.
+    """
     settings.check_runnable()
     generation_options(settings)
     engine_options(settings)
@@ -128,8 +135,15 @@ def prepare(settings: EvaluationSettings, out: Path, command: str) -> tuple[int,
     manifests, questions = read_questions(settings.manifests, settings.limit)
     model = read_model(settings)
     identity = identity_of(settings, model.source, model.prompting.adaptation, manifests)
-    out.mkdir(parents=True, exist_ok=True)
-    open_record(out, identity, {"command": command, "model": str(model.source), "adapter": settings.adapter})
+    held.enter_context(sole_use(out))
+    _check_recorded(out)
+    asked = Asked(
+        questions=len(questions),
+        limit=settings.limit,
+        categories=settings.categories,
+        duration_edges_s=settings.duration_edges_s,
+    )
+    open_record(out, identity, asked, {"command": command, "model": str(model.source), "adapter": settings.adapter})
     cut = LineLog(out / PREDICTIONS_FILE).mend()
     if cut:
         _say(
@@ -139,11 +153,30 @@ def prepare(settings: EvaluationSettings, out: Path, command: str) -> tuple[int,
     remaining = _remaining(questions, out)
     if len(remaining) < len(questions):
         _say(f"going on: {len(questions) - len(remaining)} of {len(questions)} questions are answered")
-    missing = [(one, path) for one in remaining if (path := one.missing_file()) is not None]
+    missing = _missing(remaining, settings)
     _check_missing(missing, settings.max_left_out)
+    _leave_out_missing(missing, settings, out)
+    return len(questions), len(remaining) - len(missing)
+
+
+def _check_recorded(out: Path) -> None:
+    path = out / PREDICTIONS_FILE
+    if path.is_file() and path.stat().st_size and not (out / RECORD_FILE).is_file():
+        raise UserError(
+            f"{path} holds answers, but {RECORD_FILE} beside it is missing, so nothing tells what was asked and of "
+            "which model; put it back, or choose another --out"
+        )
+
+
+def _missing(questions: Sequence[Question], settings: EvaluationSettings) -> list[tuple[Question, Path]]:
+    """Questions about files that do not exist, each with the first of them."""
+    pairs = ((one, one.missing_file(subtitles=settings.subtitles)) for one in questions)
+    return [(one, path) for one, path in pairs if path is not None]
+
+
+def _leave_out_missing(missing: Sequence[tuple[Question, Path]], settings: EvaluationSettings, out: Path) -> None:
     for question, path in missing:
         leave_out(question, f"{path}: no such file", LineLog(out / LEFT_OUT_FILE), settings.max_left_out)
-    return len(questions), len(remaining) - len(missing)
 
 
 def _check_missing(missing: Sequence[tuple[Question, Path]], most: int) -> None:
@@ -166,11 +199,20 @@ def _remaining(questions: Sequence[Question], out: Path) -> list[Question]:
 def answer_share(settings: EvaluationSettings, out: Path, rank: Rank) -> None:
     """Load the model and answer what is left of this process's share.
 
-    The share is of all questions: what is left changes while others answer.
+    The share is of all questions: what is left changes while others answer. Files that were there when the folder was
+    made ready may be missing now, or on this machine; their questions are left out by name.
+
+    Raises:
+        UserError: more rows than allowed cannot be asked.
     """
     questions = read_questions(settings.manifests, settings.limit)[1]
     shared = [questions[place] for place in share([one.video for one in questions], rank.number, rank.of)]
-    mine = [one for one in _remaining(shared, out) if one.missing_file() is None]
+    left_out = {one.id for one in read_left_out(out / LEFT_OUT_FILE)}
+    remaining = [one for one in _remaining(shared, out) if one.id not in left_out]
+    missing = _missing(remaining, settings)
+    _leave_out_missing(missing, settings, out)
+    gone = {one.id for one, _ in missing}
+    mine = [one for one in remaining if one.id not in gone]
     if not mine:
         return
     chat = read_model(settings).load(settings, device=_device(settings.device, rank))

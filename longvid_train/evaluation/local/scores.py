@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from longvid_train.evaluation.local.choice import letter, read_choice
+from longvid_train.errors import UserError
+from longvid_train.evaluation.local.choice import letter, read_choice, right_option
 from longvid_train.evaluation.local.open_answer import contains, matches
 from longvid_train.evaluation.local.predictions import Prediction
 from longvid_train.evaluation.local.questions import MULTIPLE_CHOICE
@@ -39,7 +40,11 @@ class Score:
 
 
 def score_prediction(prediction: Prediction) -> Score:
-    """Score one answer by the rule of its kind."""
+    """Score one answer by the rule of its kind.
+
+    Raises:
+        UserError: the right answer of a multiple-choice question is none of its options.
+    """
     if prediction.kind == MULTIPLE_CHOICE:
         return _choice(prediction)
     truth, answer = prediction.truth, prediction.answer
@@ -58,7 +63,14 @@ def score_prediction(prediction: Prediction) -> Score:
 
 def _choice(prediction: Prediction) -> Score:
     read = read_choice(prediction.answer, prediction.options)
-    right = None if prediction.truth is None else read_choice(prediction.truth, prediction.options).option
+    right = None if prediction.truth is None else _right(prediction, prediction.truth)
     chosen = None if read.option is None else letter(read.option)
     score = None if right is None else float(read.option == right)
     return Score(id=prediction.id, metric="choice", score=score, chosen=chosen, rule=read.rule)
+
+
+def _right(prediction: Prediction, truth: str) -> int:
+    try:
+        return right_option(truth, prediction.options)
+    except UserError as error:
+        raise UserError(f"question '{prediction.id}' of {prediction.manifest}: {error}") from None

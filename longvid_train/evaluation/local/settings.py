@@ -1,8 +1,10 @@
 """One evaluation: which manifests, which model under which adaptation, how it is asked, how answers are summed up."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from longvid_train.adaptation.records import as_mapping, check_keys, read_record, read_yaml
 from longvid_train.errors import UserError
@@ -107,14 +109,19 @@ class EvaluationSettings:
             raise UserError("no model is named; write model: FOLDER, or give --model FOLDER")
 
 
-def read_settings(path: Path) -> EvaluationSettings:
+def read_settings(path: Path, defaults: Mapping[str, Any] | None = None) -> EvaluationSettings:
     """Read a YAML file.
+
+    Args:
+        path: the file.
+        defaults: values of keys that it does not name, instead of the defaults of `EvaluationSettings`.
 
     Raises:
         UserError: the file is missing or not YAML, a key is unknown, or a value cannot be used.
     """
     values = read_yaml(path, use="the settings of an evaluation")
-    return settings_of({} if values is None else values, where=str(path))
+    given = {} if values is None else as_mapping(values, str(path))
+    return settings_of({**(defaults or {}), **given}, where=str(path))
 
 
 def settings_of(values: object, *, where: str) -> EvaluationSettings:

@@ -3,13 +3,18 @@
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from longvid_train.errors import UserError
 from longvid_train.evaluation.local.answering import POOL_BATCHES
+from longvid_train.evaluation.local.identity import RECORD_FILE, Asked, read_asked
+from longvid_train.evaluation.local.lock import sole_use
 from longvid_train.evaluation.local.predictions import Prediction, read_predictions
 from longvid_train.evaluation.local.run import (
     LEFT_OUT_FILE,
@@ -79,7 +84,8 @@ def test_batches_of_alike_questions_give_the_same_answers(
 def test_shares_of_processes_make_up_the_whole(settings: EvaluationSettings, tmp_path: Path) -> None:
     answer_all(settings, tmp_path / "one")
     out = tmp_path / "two"
-    prepare(settings, out, "")
+    with ExitStack() as held:
+        prepare(settings, out, "", held)
     answer_share(settings, out, Rank(1, 2))
     assert sorted(answers(out)) == ["q1", "q3"]  # the questions about the second of the three videos
     answer_share(settings, out, Rank(0, 2))
@@ -126,7 +132,10 @@ def test_torchrun_ranks_write_one_file(settings: EvaluationSettings, tmp_path: P
     [
         ({"WORLD_SIZE": "4"}, "WORLD_SIZE is '4' but TORCHELASTIC_RUN_ID is not set"),
         ({"SLURM_STEP_NUM_TASKS": "2"}, "SLURM_STEP_NUM_TASKS is '2' but .*start one with --processes N, or unset"),
-        ({"TORCHELASTIC_RUN_ID": "a", "RANK": "0", "MASTER_PORT": "1"}, "WORLD_SIZE, MASTER_ADDR are not; start it with"),
+        (
+            {"TORCHELASTIC_RUN_ID": "a", "RANK": "0", "MASTER_PORT": "1"},
+            "WORLD_SIZE, MASTER_ADDR are not; start it with",
+        ),
         ({"TORCHELASTIC_RUN_ID": "a", "RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "1"}, "MASTER_ADDR is not; start"),
         ({**dict.fromkeys(TORCHRUN, "1"), ELASTIC: "a", "RANK": "one"}, "RANK is 'one'; it must be a whole number"),
     ],
@@ -145,6 +154,26 @@ def test_half_a_launcher_is_refused_before_anything_is_read(
     with pytest.raises(UserError, match=message):
         answer_all(settings, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_ranks_wait_for_each_other_for_days(
+    settings: EvaluationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default of half an hour would end a run whose shares differ by as much."""
+    waits: list[timedelta] = []
+
+    def stop(backend: str, timeout: timedelta) -> None:
+        waits.append(timeout)
+        raise UserError("far enough")
+
+    monkeypatch.setattr(dist, "init_process_group", stop)
+    for name in STARTED:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {ELASTIC: "a", **dict.fromkeys(TORCHRUN, "1")}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="far enough"):
+        answer_all(settings, tmp_path / "out")
+    assert waits == [timedelta(days=7)]
 
 
 def test_the_only_task_of_a_launcher_answers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,6 +233,44 @@ def test_missing_videos_are_named_and_counted_before_weights(
     assert all(one["reason"].endswith("c.mp4: no such file") for one in left)
 
 
+def test_a_file_that_goes_missing_later_is_named_and_counted(
+    settings: EvaluationSettings, benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``b.mp4`` is missing when the folder is made ready, ``c.mp4`` from then on."""
+    monkeypatch.setattr(VideoChat, "load", lambda *given, **named: pytest.fail("weights were loaded"))
+    (benchmark / "b.mp4").unlink()
+    out, allowed = tmp_path / "out", replace(settings, max_left_out=4)
+    with ExitStack() as held:
+        assert prepare(allowed, out, "", held) == (8, 6)
+    (benchmark / "c.mp4").unlink()
+    with pytest.raises(UserError, match=r"row 'q5/2' cannot be asked: .*c\.mp4: no such file; that makes 5 left out"):
+        answer_share(allowed, out, Rank())
+    left = [json.loads(line)["id"] for line in (out / LEFT_OUT_FILE).read_text().splitlines()]
+    assert left == ["q1", "q3", "q4", "q5", "q5/2"]
+    (benchmark / "a.mp4").unlink()
+    answer_share(replace(settings, max_left_out=8), out, Rank())
+    left = [json.loads(line)["id"] for line in (out / LEFT_OUT_FILE).read_text().splitlines()]
+    assert left == ["q1", "q3", "q4", "q5", "q5/2", "q0", "q2", "q6"]
+
+
+def test_a_second_start_in_a_folder_is_refused(settings: EvaluationSettings, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with sole_use(out), pytest.raises(UserError, match=r"out: longvid evaluate is at work there \(process \d+\); wait"):
+        answer_all(settings, out)
+    assert not (out / RECORD_FILE).exists()
+    with sole_use(out):
+        pass
+
+
+def test_answers_without_a_record_are_not_adopted(settings: EvaluationSettings, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / PREDICTIONS_FILE).write_text('{"id": "q0"}\n')
+    with pytest.raises(UserError, match=r"predictions\.jsonl holds answers, but evaluation\.json beside it is missing"):
+        answer_all(settings, out)
+    assert [path.name for path in out.iterdir() if path.name != ".lock"] == [PREDICTIONS_FILE]
+
+
 def test_rows_that_cannot_be_shown_count_with_the_missing_ones(
     settings: EvaluationSettings, benchmark: Path, tmp_path: Path
 ) -> None:
@@ -250,6 +317,7 @@ def test_settings_that_change_no_answer_may_change(settings: EvaluationSettings,
     changed = replace(settings, batch_size=2, cached_videos=1, max_left_out=1, limit=4, categories=("kind",))
     assert answer_all(changed, tmp_path / "out") == 4
     assert len(answers(tmp_path / "out")) == 4
+    assert read_asked(tmp_path / "out") == Asked(questions=4, limit=4, categories=("kind",), duration_edges_s=())
 
 
 def test_adaptation_decides_frames_and_tokens(settings: EvaluationSettings, tmp_path: Path) -> None:

@@ -61,6 +61,11 @@ def test_a_choice_is_scored_by_its_letter_or_its_text_and_unparsed_is_said() -> 
     assert (none.score, none.chosen, none.unparsed) == (0.0, None, True)
 
 
+def test_a_right_answer_that_is_no_option_is_not_taken_for_none() -> None:
+    with pytest.raises(UserError, match="question 'q' of m: the right answer 'C' is not the letter of one of the 2"):
+        score_prediction(replace(CHOICE, truth="C"))
+
+
 def a_summary() -> Summary:
     rows = made(
         replace(BASE, meta={"task_type": "object"}, video="v1"),

@@ -1,6 +1,9 @@
 """The file of predictions: whole lines under many writers, unfinished ones, round trips, broken ones named."""
 
+import fcntl
 import json
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +66,34 @@ def test_an_unfinished_last_line_is_cut_off_and_nothing_else(
     log.path.write_bytes(whole + whole[:cut])
     assert log.mend() == cut
     assert log.path.read_bytes() == whole
+
+
+def test_a_line_that_is_being_written_is_not_cut_off(tmp_path: Path) -> None:
+    log = LineLog(tmp_path / "p.jsonl")
+    locked = threading.Event()
+
+    def write_slowly() -> None:
+        with log.path.open("wb", buffering=0) as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            stream.write(b'{"id"')
+            locked.set()
+            time.sleep(0.3)
+            stream.write(b": 1}\n")
+
+    with ThreadPoolExecutor(1) as pool:
+        writer = pool.submit(write_slowly)
+        assert locked.wait(10)
+        assert log.mend() == 0
+        writer.result()
+    assert log.path.read_bytes() == b'{"id": 1}\n'
+
+
+@pytest.mark.parametrize("again", [ONE, replace(ONE, answer="A")], ids=["the same", "another answer"])
+def test_a_question_answered_twice_is_named(tmp_path: Path, again: Prediction) -> None:
+    log = LineLog(tmp_path / "p.jsonl")
+    log.append([ONE, replace(ONE, id="q1"), again])
+    with pytest.raises(UserError, match=r"p\.jsonl:3: question 'q0' is answered at .*p\.jsonl:1 already.* delete one"):
+        read_predictions(log.path)
 
 
 def test_a_batch_that_cannot_be_written_leaves_the_file_as_it_was(tmp_path: Path) -> None:
