@@ -1,4 +1,4 @@
-"""How well each shipped nano model solves the window it was trained on: exact answers about unseen clips.
+"""How well each shipped nano model solves the windows it was trained on: exact answers about unseen clips.
 
     python -m scripts.nano_scores                       # the table of docs/nano.md: 400 clips a window, some 10 minutes
     python -m scripts.nano_scores nano_onevision --clips 100 --models runs/assets
@@ -49,13 +49,14 @@ class Window:
         return world_settings(world, self.duration_s).gap_s
 
 
+_SHORT = Window(duration_s=8.0, frames=8, kinds=KINDS)
 WINDOWS = {
-    "nano_onevision": Window(duration_s=8.0, frames=8, kinds=UNCOUNTED),
-    "nano_video_llava": Window(duration_s=8.0, frames=8, kinds=UNCOUNTED),
-    "nano_llama_vid_stage2": Window(duration_s=8.0, frames=8, kinds=KINDS),
-    "nano_llama_vid": Window(duration_s=135.0, frames=135, kinds=KINDS, most_objects=8),
+    "nano_onevision": (Window(duration_s=8.0, frames=8, kinds=UNCOUNTED),),
+    "nano_video_llava": (Window(duration_s=8.0, frames=8, kinds=UNCOUNTED),),
+    "nano_llama_vid_stage2": (_SHORT,),
+    "nano_llama_vid": (_SHORT, Window(duration_s=135.0, frames=135, kinds=KINDS, most_objects=8)),
 }
-"""By folder of the model."""
+"""By folder of the model: those of its last stage and of the one before, where it was trained on both."""
 
 
 def window_clips(window: Window, clips: int, seed: int) -> tuple[HeldOut, ...]:
@@ -113,9 +114,9 @@ def _run(words: list[str]) -> int:
             raise UserError(f"model '{name}' is unknown; known are {', '.join(WINDOWS)}")
     print(f"| {given.clips} unseen clips each | window | {' | '.join(KINDS)} |\n|{'---|' * (2 + len(KINDS))}")
     for name in given.names or WINDOWS:
-        window = WINDOWS[name]
-        row = scores_row(name, window, answers_in_window(given.models / name, window, given.clips, given.seed))
-        print(row, flush=True)
+        for window in WINDOWS[name]:
+            row = scores_row(name, window, answers_in_window(given.models / name, window, given.clips, given.seed))
+            print(row, flush=True)
     return 0
 
 

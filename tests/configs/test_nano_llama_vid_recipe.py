@@ -80,8 +80,9 @@ def test_the_world_s_held_out_lengths_are_trained() -> None:
 
 def test_scores_are_of_videos_as_trained() -> None:
     by_name = {one.name: one for one in world().sets}
-    for folder, name in (("nano_llama_vid_stage2", "stage2"), ("nano_llama_vid", "stage3")):
-        window, trained = WINDOWS[folder], by_name[name]
+    assert WINDOWS["nano_llama_vid"][:1] == WINDOWS["nano_llama_vid_stage2"]
+    for window, name in zip(WINDOWS["nano_llama_vid"], ("stage2", "stage3"), strict=True):
+        trained = by_name[name]
         assert trained.duration_s[0] <= window.duration_s <= trained.duration_s[1]
         assert window.most_objects == trained.most_objects
         assert window.frames == window.duration_s  # one frame a second, as in both stages

@@ -41,7 +41,7 @@ def test_a_stage_is_small_and_says_how_it_was_made(stage: str) -> None:
 @pytest.mark.parametrize("stage", ["stage2", pytest.param("stage3", marks=pytest.mark.slow)])
 def test_unseen_clips_of_the_trained_window_are_answered(stage: str) -> None:
     name = FOLDERS[stage]
-    answered = answers_in_window(ASSETS / name, WINDOWS[name], clips=40, seed=11)
+    answered = answers_in_window(ASSETS / name, WINDOWS[name][-1], clips=40, seed=11)
     for kind in ("needle", "order"):
         scores = [one.score for one in answered if one.kind == kind]
         assert len(scores) == 40
