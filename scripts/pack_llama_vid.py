@@ -3,8 +3,9 @@
     python -m scripts.pack_llama_vid stages runs/nano_llama_vid
     python -m scripts.pack_llama_vid variants runs/llama_vid_variants
 
-``stages`` takes the run folders of ``scripts/train_nano_llama_vid.sh`` and writes ``nano_llama_vid`` (the third stage)
-and ``nano_llama_vid_stage2``, which it was trained from. Their ``config.json`` keeps float32, in which they compute.
+``stages`` takes the run folders of ``scripts/train_nano_llama_vid.sh`` and writes ``nano_llama_vid`` (the third stage
+with its finish) and ``nano_llama_vid_stage2``, which it was trained from. Their ``config.json`` keeps
+float32, in which they compute.
 ``variants`` takes those of ``scripts/train_llama_vid_variants.sh`` and writes ``nano_llama_vid_variants``.
 """
 
@@ -37,6 +38,9 @@ from longvid_train.training.tracking import read_metrics
 ROOT = Path(__file__).parents[1]
 BERT = ROOT / "configs" / "llama_vid" / "nano" / BERT_FILE
 STAGE_RUNS = "runs/nano_llama_vid"
+RUNS = ("stage1", "stage2", "stage3", "finish")
+LAST = {"stage2": "stage2", "stage3": "finish"}
+"""The last run of each model of `FOLDERS`."""
 VARIANT_RUNS = "runs/llama_vid_variants"
 MODEL_WEIGHTS = "model.safetensors"
 KEPT = ("command", "git_commit", "seed", "manifest_sha256", "hardware", "duration_s", "versions")
@@ -49,9 +53,10 @@ def pack_stages(runs: Path, out: Path) -> None:
     Raises:
         UserError: a stage is not there, or has not finished.
     """
-    records = {f"stage{number}": stage_record(runs / f"stage{number}") for number in (1, 2, 3)}
-    for stage, folder in FOLDERS.items():
-        chain = {name: record for name, record in records.items() if name <= stage}
+    records = {name: stage_record(runs / name) for name in RUNS}
+    for claimed, folder in FOLDERS.items():
+        stage = LAST[claimed]
+        chain = {name: records[name] for name in RUNS[: RUNS.index(stage) + 1]}
         with atomic_folder(_absent(out / folder)) as temporary:
             shutil.copytree(runs / stage / "model", temporary, dirs_exist_ok=True)
             halve(runs / stage / "model" / MODEL_WEIGHTS, temporary / MODEL_WEIGHTS)

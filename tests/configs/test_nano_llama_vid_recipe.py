@@ -17,6 +17,7 @@ from scripts.nano_scores import WINDOWS
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "train_nano_llama_vid.sh"
 WORLD = ROOT / "configs" / "world" / "nano_llama_vid.yaml"
+FINISH = WORLD.with_name("nano_llama_vid_finish.yaml")
 
 
 def commands(tmp_path: Path, stages: str) -> list[list[str]]:
@@ -42,8 +43,8 @@ def parsed(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, An
     return values
 
 
-def world() -> BuildSettings:
-    return parse_world(yaml.safe_load(WORLD.read_text()), where="world")
+def world(path: Path = WORLD) -> BuildSettings:
+    return parse_world(yaml.safe_load(path.read_text()), where="world")
 
 
 def test_stages_parse_and_follow_each_other(
@@ -51,9 +52,23 @@ def test_stages_parse_and_follow_each_other(
 ) -> None:
     monkeypatch.chdir(ROOT)
     work = tmp_path / "work"
-    first, *stages = [words for words in commands(tmp_path, "1 2 3") if words[0] != "init"]
-    assert first[:3] == ["world", "--config", "configs/world/nano_llama_vid.yaml"]
+    run = commands(tmp_path, "stage1 stage2 stage3 finish")
+    assert [words[:3] for words in run if words[0] == "world"] == [
+        ["world", "--config", "configs/world/nano_llama_vid.yaml"],
+        ["world", "--config", "configs/world/nano_llama_vid_finish.yaml"],
+    ]
+    stages = [words for words in run if words[0] in ("predict", "fit")]
     sets = {one.name for one in world().sets}
+    *stages, encoding, fitting = stages
+    features, fit = parsed(encoding, capsys), parsed(fitting, capsys)
+    assert (
+        fit["model"]["init_args"] | {"model": f"{work}/stage3/model", "rope_scaling": 1.0, "torch_threads": 2}
+        == (fit["model"]["init_args"])
+    )
+    data = fit["data"]["init_args"]
+    assert data["train"] == [f"{work}/world_finish/{name}/train/manifest.jsonl" for name in ("long", "short")]
+    assert features["data"]["init_args"]["manifests"] == [*data["train"], data["test"]]
+    assert data["media"]["features"] == features["run_dir"]
     for number, (encoding, fitting) in enumerate(zip(stages[::2], stages[1::2], strict=True), start=1):
         features, fit = parsed(encoding, capsys), parsed(fitting, capsys)
         start = "start" if number == 1 else f"stage{number - 1}/model"
@@ -78,6 +93,16 @@ def test_the_world_s_held_out_lengths_are_trained() -> None:
         assert train.most_objects == held_out.most_objects
 
 
+def test_the_finish_shows_new_videos_of_both_windows() -> None:
+    trained, finish = world(), world(FINISH)
+    assert finish.seed >= trained.seed + len(trained.sets)  # no episode of the stages comes again
+    by_name = {one.name: one for one in (*trained.sets, *finish.sets)}
+    for name, like in (("short", "stage2"), ("long", "stage3")):
+        new, known = by_name[name], by_name[like]
+        assert (new.duration_s, new.most_objects, new.overlap) == (known.duration_s, known.most_objects, known.overlap)
+        assert new.splits == ("train",) and set(new.kinds) <= set(known.kinds)
+
+
 def test_scores_are_of_videos_as_trained() -> None:
     by_name = {one.name: one for one in world().sets}
     assert WINDOWS["nano_llama_vid"][:1] == WINDOWS["nano_llama_vid_stage2"]
@@ -90,20 +115,22 @@ def test_scores_are_of_videos_as_trained() -> None:
 
 
 def test_an_unknown_stage_is_refused_before_anything_is_made(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"^2: stage '4' is unknown; stages are 1, 2 and 3 \(''"):
-        commands(tmp_path, "1 4")
+    with pytest.raises(
+        RuntimeError, match=r"^2: stage 'stage4' is unknown; stages are stage1, stage2, stage3 and finish \(''"
+    ):
+        commands(tmp_path, "stage1 stage4")
 
 
 def test_a_stage_of_another_recipe_is_not_taken_for_this_one(tmp_path: Path) -> None:
     work = tmp_path / "work"
-    commands(tmp_path, "1 3")
+    commands(tmp_path, "stage1 stage3")
     (work / "stage1" / "model").mkdir(parents=True)
     (work / "stage3" / "model").mkdir(parents=True)
-    assert [words[0] for words in commands(tmp_path, "1 3")] == ["world", "init"]  # both are there
+    assert [words[0] for words in commands(tmp_path, "stage1 stage3")] == ["world", "init"]  # both are there
     recipe = work / "stage3.recipe"
     recipe.write_text(recipe.read_text().replace("max_epochs 5", "max_epochs 4"))
     with pytest.raises(RuntimeError, match=r"^2: .*/stage3 was trained by another recipe .*; delete .*stage3\.recipe"):
-        commands(tmp_path, "1 3")
+        commands(tmp_path, "stage1 stage3")
 
 
 @pytest.mark.parametrize(
@@ -121,6 +148,6 @@ def test_all_families_script_refuses_before_it_trains(environment: dict[str, str
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("path", [SCRIPT, WORLD], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [SCRIPT, WORLD, FINISH], ids=lambda path: path.name)
 def test_the_recipe_names_its_hardware(path: Path) -> None:
     assert "# Hardware: " in path.read_text()
