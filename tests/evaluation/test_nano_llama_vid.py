@@ -24,7 +24,7 @@ def test_a_stage_is_small_and_says_how_it_was_made(stage: str) -> None:
     folder = ASSETS / FOLDERS[stage]
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 4_000_000
     record = json.loads((folder / "provenance.json").read_text())
-    assert tuple(record["stages"]) == RUNS[: RUNS.index(LAST[stage]) + 1]
+    assert record["stages"].keys() == set(RUNS[: RUNS.index(LAST[stage]) + 1])
     for made in record["stages"].values():
         assert made.keys() >= {"command", "git_commit", "seed", "manifest_sha256", "hardware", "versions"}
         assert len(made["git_commit"]) == 40, "made from a clean commit"

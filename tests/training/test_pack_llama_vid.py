@@ -19,7 +19,7 @@ def record(run: Path, **more: object) -> None:
     start = {
         "command": f"longvid fit --config {run.name}.yaml",
         "git_commit": "c" * 40,
-        "seed": int(run.name[-1]),
+        "seed": [*pack_llama_vid.RUNS, run.name].index(run.name) + 1,
         "manifest_sha256": {"train.jsonl": "0"},
         "hardware": {"cpu_cores": 2},
         "duration_s": 1.5,
@@ -31,8 +31,8 @@ def record(run: Path, **more: object) -> None:
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    for number in (1, 2, 3):
-        run = tmp_path / "runs" / f"stage{number}"
+    for number, name in enumerate(pack_llama_vid.RUNS, start=1):
+        run = tmp_path / "runs" / name
         save_tiny_checkpoint(run / "model", seed=number)
         record(run)
         lines = [
@@ -45,16 +45,21 @@ def runs(tmp_path: Path) -> Path:
 
 
 def test_stages_are_halved_and_recorded(runs: Path, tmp_path: Path) -> None:
-    config = runs / "stage3" / "model" / "config.json"
+    config = runs / "finish" / "model" / "config.json"
     values = json.loads(config.read_text())
     write_json(config, values | {"text_config": values["text_config"] | {"_name_or_path": "/home/me/lm"}})
     assert main(["stages", str(runs), "--out", str(tmp_path / "out")]) == 0
     third = tmp_path / "out" / "nano_llama_vid"
-    whole, halved = (load_file(folder / "model.safetensors") for folder in (runs / "stage3" / "model", third))
+    whole, halved = (load_file(folder / "model.safetensors") for folder in (runs / "finish" / "model", third))
     assert all(torch.equal(halved[name], whole[name].half()) for name in whole) and halved.keys() == whole.keys()
     made = json.loads((third / "provenance.json").read_text())
-    assert [made["stages"][f"stage{number}"]["seed"] for number in (1, 2, 3)] == [1, 2, 3]
-    assert made["seed"] == 3 and made["commit"] == "c" * 40
+    assert {name: one["seed"] for name, one in made["stages"].items()} == {
+        "stage1": 1,
+        "stage2": 2,
+        "stage3": 3,
+        "finish": 4,
+    }
+    assert made["seed"] == 4 and made["commit"] == "c" * 40
     assert made["held_out"] == {
         "before": {"overall": 0.25, "needle": 0.2},
         "after": {"overall": 0.5, "needle": 0.7},
