@@ -163,4 +163,4 @@ def _kinds(found: Embeddings) -> tuple[tuple[str, NDArray[np.float64]], ...]:
     return (("visual", found.visual), ("text", found.text))
 
 
-CLAIM = ComputedClaim(name="embeddings", title=TITLE, model="nano_onevision", cpu_s=15, find=_find)
+CLAIM = ComputedClaim(name="embeddings", title=TITLE, model="nano_onevision", cpu_s=12, find=_find)

@@ -58,5 +58,5 @@ CLAIM = Claim(
     grid=Grid(methods=INTP_METHODS, frames=FRAMES),
     held_out=_held_out,
     checks=_checks,
-    cpu_s=115,
+    cpu_s=82,
 )

@@ -104,4 +104,4 @@ def _png(rows: list[TableRow]) -> bytes:
         return figure_png(figure)
 
 
-CLAIM = ComputedClaim(name="intp-roofline", title=TITLE, model=None, cpu_s=5, find=_find)
+CLAIM = ComputedClaim(name="intp-roofline", title=TITLE, model=None, cpu_s=12, find=_find)

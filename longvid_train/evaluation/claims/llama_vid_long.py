@@ -77,7 +77,7 @@ CLAIM = Claim(
     ),
     held_out=_held_out,
     checks=_checks,
-    cpu_s=100,
+    cpu_s=76,
     kinds=KINDS,
     compared=Compared(files=_files, folders=tuple(FOLDERS.values()), load=_load),
 )

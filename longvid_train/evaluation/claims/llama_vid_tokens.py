@@ -91,7 +91,7 @@ CLAIM = Claim(
     ),
     held_out=held_out_stills,
     checks=_checks,
-    cpu_s=80,
+    cpu_s=46,
     kinds=KINDS,
     compared=Compared(files=variant_files, folders=(PARTS, FOLDER), load=load_variant),
 )

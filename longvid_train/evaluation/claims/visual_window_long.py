@@ -23,5 +23,5 @@ CLAIM = Claim(
     grid=Grid(methods=VISUAL_WINDOW_METHODS, frames=FRAMES),
     held_out=_held_out,
     checks=window_checks,
-    cpu_s=180,
+    cpu_s=105,
 )

@@ -109,7 +109,7 @@ CLAIM = Claim(
     grid=Grid(methods=ZOOM_METHODS, frames=(FRAMES,), one_by_one=True),
     held_out=_held_out,
     checks=_checks,
-    cpu_s=100,
+    cpu_s=86,
 )
 
 ABLATIONS = Claim(
@@ -125,5 +125,5 @@ ABLATIONS = Claim(
     ),
     held_out=lambda episodes, frames, seed: _held_out(max(2, episodes // 2), frames, seed),
     checks=_ablation_checks,
-    cpu_s=165,
+    cpu_s=124,
 )
