@@ -1,7 +1,6 @@
 """Requests to answers: the same showing, batches and engine as ``longvid evaluate``."""
 
-from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -15,6 +14,7 @@ from longvid_train.data.manifest import Media
 from longvid_train.evaluation.harness.requests import HarnessRequest, VideoPart
 from longvid_train.evaluation.local.answering import POOL_BATCHES, generation_options
 from longvid_train.evaluation.local.batches import alike
+from longvid_train.evaluation.local.encoded import EncodedMedia
 from longvid_train.evaluation.local.loading import read_model
 from longvid_train.evaluation.local.questions import Question
 from longvid_train.evaluation.local.settings import EvaluationSettings
@@ -63,7 +63,7 @@ class HarnessAsker:
         self.settings = settings
         self.chat = read_model(settings).load(settings, device=settings.device)
         self._read = ReadOptions(reader=settings.reader, isolated=settings.isolated)
-        self._encoded: OrderedDict[Hashable, Conversation] = OrderedDict()
+        self._encoded = EncodedMedia(settings.cached_videos)
 
     def answer(self, requests: Iterable[HarnessRequest], generation: Mapping[str, Any]) -> Iterator[Answer]:
         """Answer requests that share their generation settings, alike ones together.
@@ -117,15 +117,7 @@ class HarnessAsker:
         if one.videos is None:
             return self.chat.open(one.media, read=self._read)
         key = (one.videos, one.alike[1:])
-        if key in self._encoded:
-            self._encoded.move_to_end(key)
-            return self._encoded[key].fork()
-        while len(self._encoded) >= self.settings.cached_videos:
-            self._encoded.popitem(last=False)
-        talk = self.chat.open(one.media, read=self._read)
-        talk.encode()
-        self._encoded[key] = talk
-        return talk.fork()
+        return self._encoded.fork(key, lambda: self.chat.open(one.media, read=self._read))
 
 
 def with_generation(settings: EvaluationSettings, generation: Mapping[str, Any]) -> EvaluationSettings:

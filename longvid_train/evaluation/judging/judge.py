@@ -161,8 +161,18 @@ def _read(out: Path) -> tuple[str, list[Prediction]]:
 
 def _remove_of_others(path: Path, digest: str) -> None:
     """Remove a summary unless it says that it is of the predictions with this SHA-256."""
-    if path.is_file() and digest.encode() not in path.read_bytes():
+    if path.is_file() and _judged_digest(path) != digest:
         path.unlink()
+
+
+def _judged_digest(path: Path) -> str | None:
+    """What a summary says of the predictions it is of; None where it says nothing."""
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    asked = summary.get("asked") if isinstance(summary, dict) else None
+    return asked.get("predictions_sha256") if isinstance(asked, dict) else None
 
 
 def _asked(settings: EndpointSettings, digest: str) -> Asked:

@@ -1,12 +1,12 @@
 """Questions to answers of one loaded model: pools of questions, batches of alike ones, files that cannot be shown."""
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from longvid_train.data.manifest import Turn
 from longvid_train.errors import UserError
 from longvid_train.evaluation.local.batches import alike, pools
+from longvid_train.evaluation.local.encoded import EncodedMedia
 from longvid_train.evaluation.local.predictions import LeftOut, LineLog, Prediction
 from longvid_train.evaluation.local.questions import MULTIPLE_CHOICE, Question
 from longvid_train.evaluation.local.settings import EvaluationSettings
@@ -59,7 +59,7 @@ class Answering:
         self._options = generation_options(settings)
         self._predictions = predictions
         self._left_out = left_out
-        self._encoded: OrderedDict[Hashable, Conversation] = OrderedDict()
+        self._encoded = EncodedMedia(settings.cached_videos)
 
     def run(self, questions: Sequence[Question], on_progress: OnProgress) -> None:
         """Answer all questions.
@@ -102,26 +102,17 @@ class Answering:
     def _conversations(self, batch: Sequence[_Opened]) -> Iterator[tuple[_Opened, Conversation]]:
         for one in batch:
             try:
-                base = self._encoded_media(one)
+                talk = self._about(one)
             except UserError as error:
                 self._leave_out(one.question, error)
                 continue
-            talk = base.fork()
             talk.turns = one.turns[:-1]
             yield one, talk
 
-    def _encoded_media(self, one: _Opened) -> Conversation:
-        """The media of a question without turns, encoded; those of the last few videos are kept."""
+    def _about(self, one: _Opened) -> Conversation:
+        """The media of a question without turns, encoded."""
         key = (one.question.folder, one.question.media, one.alike[1:])
-        if key in self._encoded:
-            self._encoded.move_to_end(key)
-            return self._encoded[key]
-        while len(self._encoded) >= self._settings.cached_videos:
-            self._encoded.popitem(last=False)
-        talk = self._chat.open(one.media, read=self._showing.read)
-        talk.encode()
-        self._encoded[key] = talk
-        return talk
+        return self._encoded.fork(key, lambda: self._chat.open(one.media, read=self._showing.read))
 
     def _leave_out(self, question: Question, error: UserError) -> None:
         leave_out(question, str(error), self._left_out, self._settings.max_left_out)
